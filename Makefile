@@ -1,0 +1,96 @@
+# SAOL, replicated. `make` alone lists what can be done.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+PROFILE ?= quick
+DATA ?=
+VENV ?=
+PYTHON ?= $(or $(shell command -v python3.11 2> /dev/null),python3)
+
+ifeq ($(strip $(VENV)),)
+READY := .venv/.stamp
+PY := .venv/bin/python
+else
+READY := check-venv
+PY := "$(VENV)/bin/python"
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+endif
+DATA_FLAG = $(if $(DATA),--data "$(DATA)")
+AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
+NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --timeout=0 -p no:cacheprovider
+
+.PHONY: help setup replicate test test-faults lab explore study claims refresh lint format check-venv
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PROFILE=quick|cpu|paper   how much to run (now: $(PROFILE)); notebooks/profiles says what each costs"
+	@echo "  DATA=DIR                  folder of a data set of your own, CIFAR-10 say"
+	@echo "  PYTHON=python3.11         the Python, 3.11 or newer, from which .venv is made"
+	@echo "  VENV=DIR                  use this environment of yours as it is; nothing is installed in it"
+
+setup: $(READY) ## make .venv with the pinned packages, or check that of VENV (6 GB, some 4 minutes)
+
+replicate: $(READY) ## run every numbered notebook in PROFILE, on DATA if given; executed copies go to results/PROFILE
+	@if [ "$(PROFILE)" = quick ]; then rm -rf results/quick; fi
+	@$(PY) notebooks/run.py replicate --profile "$(PROFILE)" $(DATA_FLAG)
+
+test: $(READY) ## everything that CI checks: style, tests, notebooks, claims; stops at the first failure
+	@rm -rf results/quick
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pytest tests
+	$(PY) notebooks/run.py check
+	$(PY) -m pytest $(NBVAL) notebooks/[0-9]*.ipynb
+	$(PY) -m saol_lib.evidence --check
+	@echo "Passed: ruff, pytest, notebooks normalised, notebooks executed, README's claims up to date."
+
+test-faults: $(READY) ## the long fault-injection tests (kill -9, full disk, damaged checkpoints)
+	$(PY) -m pytest -m faults tests
+
+lab: $(READY) ## JupyterLab in notebooks/, on this machine only, with its token
+	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)/notebooks" $(AS_ROOT)
+
+explore: notebooks/explorer.ipynb $(READY) ## the interactive attention explorer in a browser, on this machine only
+	$(PY) -m voila notebooks/explorer.ipynb --Voila.ip=127.0.0.1
+
+study: saol_lib/study.py $(READY) ## train every run of PROFILE's study on DATA, several at a time; goes on where it stopped
+	$(PY) -m saol_lib.study --profile "$(PROFILE)" $(DATA_FLAG)
+
+claims: $(READY) ## write README's claims table anew from results/
+	$(PY) -m saol_lib.evidence
+
+refresh: $(READY) ## execute all notebooks in place, quick profile, and normalise them
+	@rm -rf results/quick
+	$(PY) notebooks/run.py refresh
+
+lint: $(READY) ## look for faults of style
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(READY) ## mend faults of style
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+check-venv: ## (with VENV) say what the environment lacks
+	@test -x $(PY) || { echo "VENV=$(VENV) has no bin/python: give the folder of a virtual or conda environment." >&2; exit 1; }
+	@$(PY) -c 'import importlib.util as u, sys; old = sys.version_info < (3, 11); \
+	gone = [name for name in sys.argv[1:] if u.find_spec(name) is None]; \
+	old and sys.exit("VENV has Python " + sys.version.split()[0] + ": 3.11 or newer is needed."); \
+	gone and sys.exit("VENV lacks " + ", ".join(gone) + ": run its pip install -r requirements.txt, or leave VENV out.")' \
+	saol_lib torch torchvision pytorchcv scipy seaborn sklearn safetensors yaml tqdm filelock papermill nbstripout ipykernel
+
+.venv/.stamp: requirements.txt pyproject.toml
+	@command -v "$(PYTHON)" > /dev/null || { echo "No $(PYTHON) here: install Python 3.11, or name yours by PYTHON=." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; v = sys.version.split()[0]; \
+	sys.version_info < (3, 11) and sys.exit("$(PYTHON) is Python " + v + ": 3.11 or newer is needed, name one by PYTHON=.")'
+	@echo "Setting up .venv with the packages of requirements.txt: 6 GB, some 4 minutes the first time."
+	"$(PYTHON)" -m venv .venv
+	.venv/bin/python -m pip install $(if $(CI),--quiet) -r requirements.txt
+	.venv/bin/python -m pip install --quiet --no-deps -e .
+	@touch $@
+
+notebooks/explorer.ipynb:
+	@echo "There is no notebooks/explorer.ipynb in this version, so there is nothing to explore yet." >&2; exit 1
+
+saol_lib/study.py:
+	@echo "There is no saol_lib/study.py in this version, so no study can be run yet." >&2; exit 1
