@@ -1,0 +1,257 @@
+"""CutMix against a loop over pixels, the three schedules, and the law of its rectangles."""
+
+import re
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saol_lib import cutmix
+from saol_lib.cutmix import SCHEDULES, mix, paste, sample_boxes, soft_labels, unmixed
+
+CLASSES = 4
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def a_batch(count, height, width, seed=0, dtype=torch.float32):
+    """Images whose pixels are all different, so that a wrong one shows, and class indices."""
+    images = torch.arange(count * 3 * height * width, dtype=dtype).view(count, 3, height, width)
+    return images, torch.randint(CLASSES, (count,), generator=seeded(seed))
+
+
+@st.composite
+def pastes(draw):
+    """Images that are rarely square, a box each (empty and full ones among them), any partners."""
+    height, width, count = draw(st.integers(1, 7)), draw(st.integers(1, 9)), draw(st.integers(2, 4))
+    boxes = []
+    for _ in range(count):
+        x = sorted(draw(st.tuples(st.integers(0, width), st.integers(0, width))))
+        y = sorted(draw(st.tuples(st.integers(0, height), st.integers(0, height))))
+        any_box = [x[0], y[0], x[1], y[1]]
+        boxes.append(draw(st.sampled_from([any_box, any_box, [0, 0, width, height], [0, 0, 0, 0]])))
+    partners = draw(st.lists(st.integers(0, count - 1), min_size=count, max_size=count))
+    return height, width, torch.tensor(boxes), torch.tensor(partners)
+
+
+# --- equations -------------------------------------------------------------------------------------------------------
+
+
+@given(pastes(), st.booleans())
+def test_pasting_is_the_literal_loop_over_pixels(case, soft):
+    height, width, boxes, partners = case
+    images, targets = a_batch(len(boxes), height, width, dtype=torch.float64)
+    labels = torch.rand(len(boxes), CLASSES, generator=seeded(1), dtype=torch.float64).softmax(1)
+    labels = labels if soft else torch.eye(CLASSES, dtype=torch.float64)[targets]
+    mixed = paste(images, labels if soft else targets, CLASSES, boxes, partners)
+    for b, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+        pasted, source = 0, partners[b]
+        for y, x in np.ndindex(height, width):
+            inside = x0 <= x < x1 and y0 <= y < y1
+            pasted += inside
+            assert mixed.masks[b, 0, y, x] == inside
+            assert torch.equal(mixed.images[b, :, y, x], images[source if inside else b, :, y, x])
+        share = pasted / (height * width)
+        assert mixed.share[b].item() == pytest.approx(share, rel=1e-6)
+        assert mixed.masks[b].double().mean().item() == pytest.approx(share, rel=1e-6)
+        expected = [share * labels[source, k].item() + (1 - share) * labels[b, k].item() for k in range(CLASSES)]
+        assert mixed.targets[b].tolist() == pytest.approx(expected, rel=1e-6, abs=1e-7)
+
+
+def test_any_image_type_and_any_form_of_targets_will_do():
+    images, targets = a_batch(6, 5, 8)
+    reference = mix(images, targets, CLASSES, generator=seeded(3))
+    for dtype in (torch.uint8, torch.bfloat16, torch.float64):
+        mixed = mix(images.to(dtype), targets.to(torch.int16), CLASSES, generator=seeded(3))
+        assert mixed.images.dtype == dtype and torch.equal(mixed.targets, reference.targets)
+    soft = mix(images, soft_labels(targets, CLASSES), CLASSES, generator=seeded(3))
+    assert all(torch.equal(a, b) for a, b in zip(soft, reference, strict=True))
+    assert soft_labels(torch.tensor([2, 0]), 3).tolist() == [[0, 0, 1], [1, 0, 0]]
+
+
+# --- what holds for every schedule -----------------------------------------------------------------------------------
+
+
+@given(
+    st.sampled_from(SCHEDULES), st.integers(2, 9), st.integers(1, 9), st.integers(1, 12), st.integers(0, 10**6),
+    st.sampled_from([0.2, 1.0, 3.0]),
+)  # fmt: skip
+def test_mask_box_label_and_image_agree_for_every_sampled_box(schedule, count, height, width, seed, alpha):
+    images = a_batch(count, height, width)[0]
+    targets = torch.arange(count)  # everyone has an own class, so that the labels tell who came from where
+    mixed = mix(images, targets, count, schedule=schedule, alpha=alpha, generator=seeded(seed))
+    clean = unmixed(images, targets, count)
+    for b, (x0, y0, x1, y1) in enumerate(mixed.boxes.tolist()):
+        area, partner = (x1 - x0) * (y1 - y0), mixed.partners[b].item()
+        assert 0 <= x0 <= x1 <= width and 0 <= y0 <= y1 <= height
+        assert mixed.masks[b].sum() == mixed.masks[b, 0, y0:y1, x0:x1].sum() == area
+        assert mixed.share[b].item() == pytest.approx(area / (height * width), rel=1e-6)
+        assert (partner == b) == (area == 0)
+        changed = (mixed.images[b] != images[b]).any(dim=0)
+        assert torch.equal(changed, mixed.masks[b, 0] > 0)
+        if area == 0:
+            assert mixed.boxes[b].tolist() == [0, 0, 0, 0]
+            assert all(torch.equal(ours[b], plain[b]) for ours, plain in zip(mixed, clean, strict=True))
+        else:
+            assert mixed.targets[b, partner].item() == pytest.approx(area / (height * width), rel=1e-6)
+    assert mixed.targets.sum(dim=1).tolist() == pytest.approx([1] * count)
+
+
+@given(st.sampled_from(SCHEDULES), st.integers(0, 10**6))
+def test_one_seed_gives_one_set_of_boxes_whatever_else_the_arm_does(schedule, seed):
+    images, targets = a_batch(7, 6, 9)
+    reference = mix(images, targets, CLASSES, schedule=schedule, generator=seeded(seed))
+    torch.manual_seed(seed)  # the global generator is neither read ...
+    state = torch.get_rng_state()
+    other = mix(torch.zeros(7, 1, 6, 9), targets * 0, 2, schedule=schedule, generator=seeded(seed))
+    assert torch.equal(torch.get_rng_state(), state)  # ... nor moved on
+    for name in ("boxes", "partners", "masks", "share"):
+        assert torch.equal(getattr(reference, name), getattr(other, name))
+
+
+def test_other_seeds_give_other_boxes():
+    images, targets = a_batch(8, 32, 48)
+    drawn = {str(mix(images, targets, CLASSES, generator=seeded(seed)).boxes.tolist()) for seed in range(20)}
+    assert len(drawn) == 20
+
+
+def test_a_batch_left_alone():
+    images, targets = a_batch(3, 4, 6)
+    mixed = unmixed(images, targets, CLASSES)
+    assert torch.equal(mixed.images, images) and torch.equal(mixed.targets, torch.eye(CLASSES)[targets])
+    assert not mixed.masks.any() and not mixed.boxes.any() and not mixed.share.any()
+    assert mixed.partners.tolist() == [0, 1, 2] and mixed.masks.shape == (3, 1, 4, 6)
+
+
+# --- schedules -------------------------------------------------------------------------------------------------------
+
+
+def mix_with(empties, count, schedule, seed=0, probability=0.5):
+    """A mix of 4x6 images whose drawn boxes are full, but for `empties` of them, which are empty."""
+
+    def boxes(n, height, width, *_):
+        return torch.tensor([[3, 2, 3, 2] if i in empties else [0, 0, width, height] for i in range(n)])
+
+    images, targets = a_batch(count, 4, 6)
+    with patch.object(cutmix, "sample_boxes", boxes):
+        return mix(images, targets, CLASSES, schedule=schedule, probability=probability, generator=seeded(seed))
+
+
+@given(st.integers(2, 13), st.sets(st.integers(0, 5)), st.integers(0, 10**6))
+def test_paired_mixes_half_of_the_batch_from_the_clean_half(count, empties, seed):
+    mixed = mix_with(empties, count, "paired", seed)
+    chosen = mixed.boxes.any(dim=1).nonzero()[:, 0]
+    assert len(chosen) == count // 2 - len([e for e in empties if e < count // 2])
+    sources = mixed.partners[chosen].tolist()
+    assert len(set(sources)) == len(sources) and not set(sources) & set(chosen.tolist())
+
+
+def test_paired_chooses_everyone_alike():
+    chosen = sum(mix_with(set(), 5, "paired", seed).boxes.any(dim=1).double() for seed in range(2000)) / 2000
+    assert ((chosen - 2 / 5).abs() < 5 * (0.4 * 0.6 / 2000) ** 0.5).all()
+
+
+@given(st.integers(2, 6), st.integers(0, 10**6))
+def test_sample_never_pairs_a_sample_with_itself(count, seed):
+    mixed = mix_with(set(), count, "sample", seed, probability=1)
+    assert mixed.boxes.any(dim=1).all() and (mixed.partners != torch.arange(count)).all()
+
+
+def test_sample_uses_each_other_one_and_keeps_its_probability():
+    mixed = mix_with(set(), 4000, "sample", probability=0.25)
+    assert abs(mixed.boxes.any(dim=1).double().mean() - 0.25) < 5 * (0.25 * 0.75 / 4000) ** 0.5
+    partners = torch.stack([mix_with(set(), 4, "sample", seed, probability=1).partners for seed in range(60)])
+    assert [set(column.tolist()) for column in partners.T] == [{0, 1, 2, 3} - {i} for i in range(4)]
+
+
+@given(st.integers(2, 9), st.integers(0, 10**6))
+def test_batch_has_one_rectangle_and_one_permutation(count, seed):
+    images, targets = a_batch(count, 9, 14)
+    mixed = mix(images, targets, CLASSES, schedule="batch", probability=1, generator=seeded(seed))
+    assert len({tuple(box) for box in mixed.boxes.tolist() if any(box)}) <= 1
+    assert sorted(mixed.partners.tolist()) == list(range(count))
+
+
+def test_batch_is_all_or_nothing_with_its_probability():
+    mixed = [mix_with(set(), 6, "batch", seed, probability=0.3) for seed in range(1000)]
+    wanted = [bool((m.partners != torch.arange(6)).any()) for m in mixed]
+    assert all(torch.equal(m.boxes.any(dim=1), m.partners != torch.arange(6)) for m in mixed)
+    assert abs(np.mean(wanted) - 0.3) < 5 * (0.3 * 0.7 / 1000) ** 0.5  # an identity permutation: 1 in 720
+
+
+@pytest.mark.parametrize("schedule", ["sample", "batch"])
+def test_probability_zero_mixes_nothing(schedule):
+    assert not mix_with(set(), 5, schedule, probability=0).boxes.any()
+
+
+# --- the law of the rectangles ---------------------------------------------------------------------------------------
+
+
+def width_law(alpha):
+    """The distribution function of a clipped width, as a share of the image's, and the mean of the clipped area.
+
+    A side s = sqrt(1 - lam) around a uniform centre keeps its length with chance 1 - s and else loses up to half of it.
+    """
+    s = np.sqrt(1 - scipy.stats.beta.ppf((np.arange(4000) + 0.5) / 4000, alpha, alpha))
+    t = np.linspace(0, 1, 1001)[:, None]
+    law = np.where(t >= s, 1.0, np.clip(2 * t - s, 0, None)).mean(axis=1)
+    return (lambda x: np.interp(x, t[:, 0], law)), np.mean((s - s**2 / 4) ** 2)
+
+
+@pytest.mark.parametrize("alpha", [0.4, 1.0, 3.0])
+def test_boxes_follow_the_beta_law(alpha):
+    height, width, count = 700_001, 1_000_003, 4000
+    boxes = sample_boxes(count, height, width, alpha, seeded(0)).double().numpy()
+    widths, heights = (boxes[:, 2] - boxes[:, 0]) / width, (boxes[:, 3] - boxes[:, 1]) / height
+    law, mean_area = width_law(alpha)
+    for sides in (widths, heights):
+        assert scipy.stats.kstest(sides, law).pvalue > 1e-3
+        assert scipy.stats.kstest(sides, width_law(alpha * 4)[0]).pvalue < 1e-6
+    areas = widths * heights
+    assert abs(areas.mean() - mean_area) < 4 * areas.std() / count**0.5
+
+
+def test_centres_are_uniform_and_boxes_lie_inside():
+    boxes = sample_boxes(20000, 3, 5, 5.0, seeded(0))
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2] <= 5).all() and (boxes[:, 3] <= 3).all()
+    far = sample_boxes(4000, 10**6, 10**6, 50.0, seeded(1)).double()  # sides near 0.7: who is not clipped shows his centre
+    left = ((far[:, 0] == 0) & (far[:, 2] < 10**6)).double().mean()
+    right = ((far[:, 2] == 10**6) & (far[:, 0] > 0)).double().mean()
+    assert abs(left - right) < 0.05 and left > 0.25
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+IMAGES, TARGETS = a_batch(4, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": IMAGES[:1], "targets": TARGETS[:1]}, "B of at least 2 and as many targets, got (1, 3, 4, 4) and (1,)"),
+        ({"images": IMAGES[0]}, "got (3, 4, 4) and (4,)"),
+        ({"targets": TARGETS[:3]}, "got (4, 3, 4, 4) and (3,)"),
+        ({"targets": torch.tensor(1)}, "got (4, 3, 4, 4) and ()"),
+        ({"targets": torch.tensor([0, 1, 4, 2])}, "targets reach from 0 to 4; expected 0 to 3"),
+        ({"targets": torch.tensor([0, -1, 3, 2])}, "targets reach from -1 to 3; expected 0 to 3"),
+        ({"targets": TARGETS.float()}, "targets are torch.float32 of shape (4,); expected integer class indices"),
+        ({"targets": torch.zeros(4, 3)}, "targets are torch.float32 of shape (4, 3); expected"),
+        ({"targets": torch.zeros(4, 4, dtype=torch.int64)}, "or floating-point soft labels (B, 4)"),
+        ({"targets": TARGETS > 1}, "targets are torch.bool of shape (4,)"),
+        ({"schedule": "pairs"}, "schedule='pairs' is not known; choose one of 'paired', 'sample', 'batch'"),
+        ({"probability": 0.7}, "probability=0.7: the paired schedule always mixes half of the batch, use 0.5"),
+        ({"probability": 1.5, "schedule": "batch"}, "probability=1.5 must lie in 0..1"),
+        ({"alpha": 0.0}, "alpha=0.0 above 0"),
+        ({"alpha": float("nan")}, "alpha=nan above 0"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_sentence(change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        mix(**{"images": IMAGES, "targets": TARGETS, "num_classes": CLASSES} | change)
