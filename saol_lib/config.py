@@ -1,0 +1,176 @@
+"""One run's configuration: `RunConfig`, and the arms that the study compares."""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from saol_lib import cutmix, data, layers, losses
+from saol_lib.backbones import build_backbone
+
+
+class Arm(NamedTuple):
+    """What an arm of the study switches on. CutMix is part of the arm."""
+
+    heads: tuple[str, ...]
+    terms: tuple[str, ...]  # of sl, ss1, ss2, sd, gap_ce
+    cutmix: bool = False
+
+
+_BOTH = ("gap", "saol")
+ARMS = {
+    "gap_fc": Arm(("gap",), ("gap_ce",)),
+    "saol": Arm(("saol",), ("sl",)),
+    "saol_sd": Arm(_BOTH, ("sl", "sd")),
+    "saol_ce": Arm(_BOTH, ("sl", "gap_ce")),
+    "gap_fc_cutmix": Arm(("gap",), ("gap_ce",), True),
+    "saol_cutmix": Arm(("saol",), ("sl",), True),
+    "saol_cutmix_ss1": Arm(("saol",), ("sl", "ss1"), True),
+    "saol_cutmix_ss2": Arm(("saol",), ("sl", "ss2"), True),
+    "saol_cutmix_ss": Arm(("saol",), ("sl", "ss1", "ss2"), True),
+    "saol_cutmix_sd": Arm(_BOTH, ("sl", "sd"), True),
+    "saol_cutmix_ss_sd": Arm(_BOTH, ("sl", "ss1", "ss2", "sd"), True),
+}
+
+_CHOICES = {
+    **{name: choices for name, choices in layers.OPTIONS.items() if name != "mask_source"},
+    **losses.OPTIONS,
+    "mask_source": ("branch", "attention"),
+    "dataset": data.NAMES,
+    "eval_split": data.SPLITS,
+    "arm": tuple(ARMS),
+    "schedule": ("one_cycle", "cosine"),
+    "cutmix_schedule": cutmix.SCHEDULES,
+    "autocast": ("none", "bfloat16"),
+}
+_SAOL_OPTIONS = ("separable", "output_size", "logit_width", "attention_width", *layers.OPTIONS)
+WHERE = ("data_dir", "device", "processes")  # where a run happens, not what it computes: never hashed, never written
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that one training depends on. `RunConfig()` is the quick profile's first run.
+
+    Unknown names (`RunConfig.of`), unknown options and values out of range raise ValueError with one sentence.
+    """
+
+    dataset: str = "digits"
+    data_dir: str | None = None  # where the data lie; None: embedded, or the user's cache folder
+    train_images: int | None = None  # a fixed class-balanced part of the training images; None: all
+    eval_split: str = "test"  # or "held_out": a fixed part of the training images, see `saol_lib.data.select`
+    held_out: int = 5000  # how many images "held_out" sets aside
+    backbone: str = "resnet-8"
+    arm: str = "gap_fc"
+    seed: int = 0
+    epochs: int = 6
+    batch_size: int = 64
+    lr: float = 0.1  # the peak
+    schedule: str = "one_cycle"  # linear up over the first 30 %, linear down; or "cosine" without a warm-up
+    momentum: float = 0.9  # Nesterov's
+    weight_decay: float = 5e-4  # not on norms and biases
+    pad: int = 4  # random crops after reflecting this many pixels
+    eval_every: int = 1  # epochs; the last one is always evaluated; 0: only that one
+    cutmix_schedule: str = "paired"
+    cutmix_probability: float = 0.5
+    cutmix_alpha: float = 1.0
+    beta: float = 0.5  # of L_SD
+    sl_weight: float = 1.0
+    ss_weight: float = 1.0
+    sd_weight: float = 1.0
+    ss2_direction: str = "source_to_mixed"
+    teacher: str = "constant"
+    mask_resize: str = "area"
+    blocks: int = 3
+    separable: bool = False
+    output_size: int | None = None
+    logit_width: int | None = None
+    attention_width: int | None = None
+    between_logits: str = "bn_relu"
+    between_attention: str = "bn_relu"
+    kernel_size: int = 3
+    resize: str = "bilinear"
+    earlier_blocks: str = "raw"
+    class_softmax: str = "position"
+    mask_source: str = "branch"
+    autocast: str = "none"
+    compile: bool = False
+    device: str = "auto"  # "cuda" if there is one, else "cpu"; or a torch device
+    processes: int = 1  # data-parallel processes on this machine; the global batch stays batch_size
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_type(field, getattr(self, field.name))
+        for name, choices in _CHOICES.items():
+            layers.check_choice(name, getattr(self, name), choices)
+        for name, low in _LOWEST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= low:
+                raise ValueError(f"{name}={value} must be at least {low}")
+        if not self.lr > 0 or not 0 <= self.momentum < 1:
+            raise ValueError(f"lr={self.lr} must be above 0 and momentum={self.momentum} in [0, 1)")
+        if self.cutmix_schedule == "paired" and self.cutmix_probability != 0.5:
+            raise ValueError(f"cutmix_probability={self.cutmix_probability}: paired halves always mix half, use 0.5")
+        if not 0 <= self.cutmix_probability <= 1 or not self.cutmix_alpha > 0:
+            raise ValueError("cutmix_probability must lie in 0..1 and cutmix_alpha above 0")
+        with torch.device("meta"):
+            build_backbone(self.backbone, self.num_classes)
+
+    @classmethod
+    def of(cls, **values) -> "RunConfig":
+        """A config from values that may hold unknown names: those raise ValueError with the nearest known one."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+                raise ValueError(f"config key {name!r} is not known; {hint}")
+        return cls(**values)
+
+    @property
+    def num_classes(self) -> int:
+        return data.CLASSES[self.dataset]
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        return ARMS[self.arm].terms
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {"sl": self.sl_weight, "ss1": self.ss_weight, "ss2": self.ss_weight, "sd": self.sd_weight}
+
+    @property
+    def saol_options(self) -> dict:
+        options = {name: getattr(self, name) for name in _SAOL_OPTIONS}
+        return options if "ss1" in self.terms else options | {"mask_source": "none"}
+
+    @property
+    def needs_second_pass(self) -> bool:
+        """L_SS2 needs Y of the clean sources; only the paired schedule has them in the batch."""
+        return "ss2" in self.terms and self.cutmix_schedule != "paired"
+
+    def identity(self) -> dict:
+        """The fields that can change a number, as written into the run's file and hashed into its id."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in WHERE}
+
+
+_LOWEST = (
+    {"train_images": 2, "batch_size": 2}
+    | dict.fromkeys(("held_out", "epochs", "processes", "blocks", "output_size", "logit_width", "attention_width"), 1)
+    | dict.fromkeys(("seed", "weight_decay", "pad", "eval_every", "beta", "sl_weight", "ss_weight", "sd_weight"), 0)
+)
+
+
+def _check_type(field: dataclasses.Field, value: object) -> None:
+    """papermill lets any type pass: a string "True" or "1e-3" would do harm silently."""
+    wanted = float | int if field.type is float else field.type
+    if not isinstance(value, wanted) or (isinstance(value, bool) and field.type is not bool):
+        expected = getattr(field.type, "__name__", field.type)
+        raise ValueError(f"{field.name}={value!r} is a {type(value).__name__}; expected {expected}")
+
+
+def grid(arms: list, seeds: list[int], **values) -> list[RunConfig]:
+    """One config for every arm and seed; an arm is a name, or a dict of "arm" and the options it changes."""
+    changes = [{"arm": arm} if isinstance(arm, str) else arm for arm in arms]
+    return [RunConfig.of(**(values | change | {"seed": seed})) for change in changes for seed in seeds]
