@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -102,18 +103,20 @@ class RunConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check_type(field, getattr(self, field.name))
+            if field.type is float:  # 1 and 1.0 are one run
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
         for name, choices in _CHOICES.items():
             layers.check_choice(name, getattr(self, name), choices)
         for name, low in _LOWEST.items():
             value = getattr(self, name)
-            if value is not None and not value >= low:
-                raise ValueError(f"{name}={value} must be at least {low}")
-        if not self.lr > 0 or not 0 <= self.momentum < 1:
-            raise ValueError(f"lr={self.lr} must be above 0 and momentum={self.momentum} in [0, 1)")
+            if value is not None and not low <= value < math.inf:
+                raise ValueError(f"{name}={value} must be at least {low} and finite")
+        if not 0 < self.lr < math.inf or not 0 <= self.momentum < 1:
+            raise ValueError(f"lr={self.lr} must be above 0 and finite, momentum={self.momentum} in [0, 1)")
         if self.cutmix_schedule == "paired" and self.cutmix_probability != 0.5:
             raise ValueError(f"cutmix_probability={self.cutmix_probability}: paired halves always mix half, use 0.5")
-        if not 0 <= self.cutmix_probability <= 1 or not self.cutmix_alpha > 0:
-            raise ValueError("cutmix_probability must lie in 0..1 and cutmix_alpha above 0")
+        if not 0 <= self.cutmix_probability <= 1 or not 0 < self.cutmix_alpha < math.inf:
+            raise ValueError("cutmix_probability must lie in 0..1 and cutmix_alpha be above 0 and finite")
         with torch.device("meta"):
             build_backbone(self.backbone, self.num_classes)
 

@@ -39,6 +39,11 @@ class Processes:
     def sum(self, value: Tensor) -> Tensor:
         return self.accelerator.reduce(value, "sum") if self.accelerator else value
 
+    def align(self, model: nn.Module) -> None:
+        """Give every process the first one's buffers: each has running statistics of its own rows alone."""
+        for buffer in model.buffers() if self.accelerator else ():
+            torch.distributed.broadcast(buffer, 0)
+
     def wait(self) -> None:
         if self.accelerator:
             self.accelerator.wait_for_everyone()

@@ -90,9 +90,8 @@ def attach_saol(
     else a new linear layer takes its place. The modules are shared with `model`, not copied.
     options: those of `SAOL`. Raises ValueError for unknown or repeated nodes, and where X_L is not what is pooled.
     """
-    heads = tuple(heads)
     if not heads or not set(heads) <= set(HEADS):
-        raise ValueError(f"heads={heads} must name one or both of {HEADS}")
+        raise ValueError(f"heads={heads!r} must name one or both of {HEADS}")
     if isinstance(model, SAOLNet):
         raise ValueError("this network has its output layers already; attach SAOL to the plain backbone")
     _check_nodes(model, nodes)
@@ -100,6 +99,9 @@ def attach_saol(
     shapes = _shapes(body)
     if own and shapes.pop("logits") != (num_classes,):
         body, own = _extract(model, nodes, own=False), False
+    for i, node in enumerate(nodes):
+        if len(shapes[str(i)]) != 3:
+            raise ValueError(f"node {node!r} gives {shapes[str(i)]} for one image; expected a map (channels, H, W)")
     channels = [shapes[str(i)][0] for i in range(len(nodes))]
     with _seeded(seed, "head"):
         saol = SAOL(channels, num_classes, **options) if "saol" in heads else None
@@ -147,6 +149,8 @@ def _global_pool(model: nn.Module) -> tuple[str, fx.Node]:
 
 
 def _check_nodes(model: nn.Module, nodes: Sequence[str]) -> None:
+    if isinstance(nodes, str):
+        raise ValueError(f"nodes={nodes!r} must be a list of names")
     names = [name for name, _ in _trace(model, training=False)]
     found = []
     for node in nodes:

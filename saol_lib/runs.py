@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -134,31 +135,37 @@ def _version(package: str) -> str:
 
 
 def save_checkpoint(folder: Path, position: tuple[int, int], tensors: dict[str, Tensor], state: dict) -> None:
-    """Write a checkpoint at (epoch, step), tensors first; the JSON with their checksum makes it valid. Two are kept."""
+    """Write a checkpoint at (epoch, step), tensors first; the JSON with the checksum makes it valid. Two are kept."""
     name = f"{position[0]:05d}-{position[1]:07d}"
     data = safetensors.torch.save({k: v.detach().contiguous() for k, v in tensors.items()})
+    state = state | {"run": folder.name, "position": position}
     write_whole(folder / f"{name}.safetensors", data)
-    write_json(folder / f"{name}.json", state | {"position": position, "sha256": hashlib.sha256(data).hexdigest()})
-    remove_checkpoints(folder, keep=2)
+    write_json(folder / f"{name}.json", state | {"sha256": _checksum(data, state)})
+    remove_checkpoints(folder, sorted(path.stem for path in folder.glob("*-*.json") if path.stem <= name)[-2:])
 
 
-def remove_checkpoints(folder: Path, keep: int = 0) -> None:
-    """Remove all but the newest `keep`, and what a killed process left half written."""
-    kept = [path.stem for path in sorted(folder.glob("*-*.json"))[-keep:]] if keep else []
+def _checksum(data: bytes, state: dict) -> str:
+    return hashlib.sha256(data + json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def remove_checkpoints(folder: Path, kept: Sequence[str] = ()) -> None:
+    """Remove all but those `kept`, and what a killed process left half written."""
     for path in [*folder.glob("*-*.json"), *folder.glob("*-*.safetensors"), *folder.glob(".*.part")]:
         if path.stem not in kept:
             path.unlink(missing_ok=True)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
-    """The newest whole checkpoint, or None. A damaged one is passed over with a warning."""
+    """The newest whole checkpoint, or None. A damaged one, or another run's, is passed over with a warning."""
     for path in sorted(folder.glob("*-*.json"), reverse=True):
         try:
             state = json.loads(path.read_text())
             data = path.with_suffix(".safetensors").read_bytes()
-            if hashlib.sha256(data).hexdigest() != state["sha256"]:
+            if state.pop("sha256") != _checksum(data, state):
                 raise ValueError("its checksum does not match")
+            if state["run"] != folder.name:
+                raise ValueError(f"it is of {state['run']}")
             return safetensors.torch.load(data), state
-        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, safetensors.SafetensorError) as error:
             log.warning("checkpoint %s of %s is damaged (%s); the one before is used", path.stem, folder.name, error)
     return None

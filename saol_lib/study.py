@@ -6,6 +6,7 @@ From a shell: `python -m saol_lib.study --profile pilot --data DIR` trains the r
 import argparse
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -23,7 +24,7 @@ from saol_lib.config import RunConfig, grid
 from saol_lib.data import load
 from saol_lib.models import multiply_adds
 from saol_lib.runs import Run
-from saol_lib.training import Interrupted, new_model, train
+from saol_lib.training import Busy, Interrupted, NotANumber, new_model, train
 
 
 def run_study(
@@ -43,9 +44,11 @@ def run_study(
     work = {config: _work(config) for config in dict.fromkeys(configs) if config not in done}
     if not work:
         return [done[config] for config in configs]
+    others, futures = multiprocessing.active_children(), {}
     pool = executor or _local_pool(len(work))
     try:
-        futures = {pool.submit(train_one, c, results): c for c in sorted(work, key=work.get, reverse=True)}
+        for config in sorted(work, key=work.get, reverse=True):
+            futures[pool.submit(train_one, config, results)] = config
         began, behind = time.perf_counter(), 0.0
         for number, future in enumerate(as_completed(futures), 1):
             config = futures[future]
@@ -56,7 +59,9 @@ def run_study(
     except BrokenProcessPool:
         raise RuntimeError("a worker process died; finished runs and epochs are kept, start again to go on") from None
     except BaseException:
-        for worker in multiprocessing.active_children() if executor is None else ():
+        for future in futures:
+            future.cancel()
+        for worker in set(multiprocessing.active_children()).difference(others) if executor is None else ():
             worker.terminate()  # it writes a checkpoint first
         raise
     finally:
@@ -72,9 +77,11 @@ def train_one(config: RunConfig, results: Path) -> Run:
     except Interrupted:
         os._exit(143)  # the worker was told to stop: it must not take the next run
     except Exception as error:
-        run = Run(config.identity(), {}, [], runs.provenance(), "failed", f"{type(error).__name__}: {error}")
+        text = re.sub(r"(?<![\w.>])/[^\s'\"]*/", "", f"{type(error).__name__}: {error}")  # no absolute path in a record
+        run = Run(config.identity(), {}, [], runs.provenance(), "failed", text)
         try:
-            runs.save_run(results, run)
+            if not isinstance(error, Busy | NotANumber):  # of those the other process, or `train`, writes the record
+                runs.save_run(results, run)
         except OSError as full:
             runs.log.error("%s", full)
         return run

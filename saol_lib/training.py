@@ -35,6 +35,10 @@ class NotANumber(ArithmeticError):
     """The loss was infinite or not a number; the run is recorded as failed."""
 
 
+class Busy(RuntimeError):
+    """Another process is training this run."""
+
+
 class Interrupted(SystemExit):
     """Training was asked to stop (SIGTERM, exit code 143) and has written a checkpoint."""
 
@@ -44,8 +48,8 @@ def train(config: RunConfig, results: str | Path = "results/quick", progress: bo
 
     results: the folder that gets `runs/<id>.json` and, while training, `checkpoints/<id>/`; a relative one lies in the
     repository. Raises ValueError and FileNotFoundError for bad input, NotANumber for a loss that is none (the run is
-    recorded as failed), OSError where results cannot be written, Interrupted on SIGTERM, RuntimeError where another
-    process is training this run.
+    recorded as failed), OSError where results cannot be written, Interrupted on SIGTERM, Busy where another process is
+    training this run.
     """
     results, name = runs.resolve(results), runs.run_id(config.identity())
     path, folder = results / "runs" / f"{name}.json", results / "checkpoints" / name
@@ -59,16 +63,17 @@ def train(config: RunConfig, results: str | Path = "results/quick", progress: bo
     first = int(os.environ.get("RANK", 0)) == 0
     try:
         with FileLock(folder / "lock", timeout=0) if first else nullcontext():
-            return _Training(config, results).run(progress)
+            return Trainer(config, results).run(progress)
     except Timeout:
-        raise RuntimeError(f"run {name} is being trained by another process; wait for it or stop it") from None
+        raise Busy(f"run {name} is being trained by another process; wait for it or stop it") from None
 
 
-class _Training:
+class Trainer:
     """One run under way: its network, optimiser and data, and where it stands."""
 
     def __init__(self, config: RunConfig, results: Path) -> None:
         self.config, self.results = config, results
+        runs.provenance()  # of the code that trains, should it be edited meanwhile
         self.folder = results / "checkpoints" / runs.run_id(config.identity())
         self.group = Processes(config.device)
         self.device, count = self.group.device, self.group.count
@@ -91,14 +96,13 @@ class _Training:
 
     def run(self, progress: bool) -> Run:
         self.began = time.perf_counter() - self.seconds
-        advance, every = (
-            progress_bar(self.config, self.start[0], progress and self.group.is_first),
-            self.config.eval_every,
-        )
+        advance = progress_bar(self.config, self.start[0], progress and self.group.is_first)
+        every = self.config.eval_every
         with _stoppable(self.group.count == 1) as self.stop:
             for epoch in range(self.start[0], self.config.epochs):
                 entry = {"epoch": epoch + 1} | self._epoch(epoch)
                 if epoch + 1 == self.config.epochs or (every and (epoch + 1) % every == 0):
+                    self.group.align(self.model)
                     with self._autocast():
                         entry |= evaluate(self.model, self.eval_batches, self.group)
                 self.history.append(entry)
@@ -108,11 +112,18 @@ class _Training:
         if self.group.is_first:
             runs.save_run(self.results, self._result("finished"))
         self.group.wait()
+        self._leave_if_asked()
         return self._result("finished")
+
+    def _leave_if_asked(self) -> None:
+        if self.stop:
+            raise KeyboardInterrupt if self.stop[0] == signal.SIGINT else Interrupted(143)
 
     def _epoch(self, epoch: int) -> dict:
         """Train one epoch; its mean losses. Nothing in the loop waits for the device."""
         self.model.train()
+        zero = torch.zeros((), device=self.device)  # every process has the same sums, in one order
+        self.sums = {name: self.sums.get(name, zero) for name in (*self.config.terms, "total")}
         with torch.random.fork_rng():
             for step, batch in enumerate(self.train_batches.epoch(self.config.batch_size, self.config.seed, epoch)):
                 if (epoch, step) < self.start:
@@ -120,15 +131,15 @@ class _Training:
                 if self.stop:
                     self._save((epoch, step))
                     print(f"stopped in epoch {epoch + 1}; start again to go on from here", file=sys.stderr)
-                    raise KeyboardInterrupt if self.stop[0] == signal.SIGINT else Interrupted(143)
-                self._step(epoch, step, *batch)
+                    self._leave_if_asked()
+                self.step(epoch, step, *batch)
         count = self.steps * self.group.count
         means = {f"loss_{name}": (self.group.sum(value) / count).item() for name, value in self.sums.items()}
         if not all(map(math.isfinite, means.values())):
             self._fail(f"the loss of epoch {epoch + 1} is not a number; lower lr={self.config.lr} or look at the data")
         return {"lr": round(self._lr((epoch + 1) * self.steps - 1), 6)} | means
 
-    def _step(self, epoch: int, step: int, images: Tensor, labels: Tensor) -> None:
+    def step(self, epoch: int, step: int, images: Tensor, labels: Tensor) -> None:
         config = self.config
         torch.manual_seed(stream_seed(config.seed, "model", epoch, step, self.group.rank))  # dropout and its like
         for group in self.optimizer.param_groups:
@@ -190,6 +201,8 @@ class _Training:
         packed = self.optimizer.state_dict()
         packed["state"] = {int(i): {"momentum_buffer": value} for i, value in parts["momentum"].items()}
         self.optimizer.load_state_dict(packed)
+        for weight, own in self.optimizer.state.items():  # the fused step needs both in one memory format
+            own["momentum_buffer"] = torch.empty_like(weight).copy_(own["momentum_buffer"])
         self.history, self.seconds = state["history"], state["seconds"]
         self.start, self.sums = tuple(state["position"]), parts["sum"]
 
@@ -247,12 +260,13 @@ def evaluate(model: nn.Module, data: Batches, group: Processes | None = None) ->
     model.eval()
     right = {}
     for number, (images, labels) in enumerate(data.all(500)):
-        if group and number % group.count != group.rank:
-            continue
+        mine = not group or number % group.count == group.rank
+        if number and not mine:
+            continue  # the first batch tells every process which layers there are
         outputs = model(images)
         for head, scores in (("gap", outputs.gap_logits), ("saol", outputs.saol_log_probs)):
             if scores is not None:
-                right[head] = right.get(head, 0) + (scores.argmax(dim=1) == labels).sum()
+                right[head] = right.get(head, 0) + mine * (scores.argmax(dim=1) == labels).sum()
     if group:
         right = {head: group.sum(count) for head, count in right.items()}
     return {f"top1_{head}": 100 * int(count) / len(data) for head, count in right.items()}
@@ -267,8 +281,9 @@ def summarise(history: list[dict]) -> dict[str, float]:
 
 def load_model(run: Run, results: str | Path) -> SAOLNet:
     """The trained network of a finished run, in evaluation mode, from its last checkpoint."""
-    if not (found := runs.load_checkpoint(runs.resolve(results) / "checkpoints" / run.id)):
-        raise FileNotFoundError(f"run {run.id} has no checkpoint in {Path(results).name}; remove its file, train again")
+    found = runs.load_checkpoint(runs.resolve(results) / "checkpoints" / run.id)
+    if not found or found[1]["position"] != [run.config["epochs"], 0]:
+        raise FileNotFoundError(f"run {run.id} lacks its last checkpoint in {Path(results).name}; train it again")
     model = new_model(RunConfig.of(**run.config))
     load_weights(model, {k[6:]: v for k, v in found[0].items() if k.startswith("model.")}, f"run {run.id}")
     return model.to(memory_format=torch.channels_last).eval()
@@ -311,4 +326,7 @@ def _stoppable(wanted: bool):
 
 if __name__ == "__main__":
     values, *where = sys.argv[1:]
-    train(RunConfig.of(**json.loads(Path(values).read_text())), *where)
+    try:
+        train(RunConfig.of(**json.loads(Path(values).read_text())), *where)
+    except (ValueError, OSError, ArithmeticError, Busy) as error:
+        sys.exit(str(error))
