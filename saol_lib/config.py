@@ -65,7 +65,7 @@ class RunConfig:
     backbone: str = "resnet-8"
     arm: str = "gap_fc"
     seed: int = 0
-    epochs: int = 6
+    epochs: int = 4
     batch_size: int = 64
     lr: float = 0.1  # the peak
     schedule: str = "one_cycle"  # linear up over the first 30 %, linear down; or "cosine" without a warm-up

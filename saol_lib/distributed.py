@@ -5,7 +5,6 @@ together. Losses are weighted so that averaging the processes' gradients gives t
 """
 
 import os
-import socket
 from collections.abc import Callable
 
 import torch
@@ -75,12 +74,10 @@ class Processes:
 
 
 def launch(function: Callable, arguments: tuple, processes: int) -> None:
-    """Call `function` in `processes` processes of this machine (forked; from a notebook too) and wait for them."""
+    """Call `function` in `processes` processes of this machine (spawned; from a notebook too) and wait for them."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise RuntimeError("this process is one of several already; processes above 1 would start more")
-    from accelerate import notebook_launcher
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    notebook_launcher(function, arguments, num_processes=processes, use_port=port)
+    where = {"rdzv_backend": "c10d", "rdzv_endpoint": "127.0.0.1:0", "run_id": str(os.getpid())}
+    elastic_launch(LaunchConfig(1, 1, processes, start_method="spawn", max_restarts=0, **where), function)(*arguments)

@@ -201,8 +201,8 @@ class SAOL(nn.Module):
 
 
 def default_logit_width(num_classes: int) -> int:
-    """K channels: the paper speaks of "intermediate spatial logits"."""
-    return num_classes
+    """K channels, the paper's "intermediate spatial logits", but at least 40: ten starved SAOL (results/pilot)."""
+    return max(num_classes, 40)
 
 
 def _as_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:

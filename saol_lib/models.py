@@ -35,6 +35,10 @@ class SAOLNet(nn.Module):
         self.body, self.gap, self.saol, self.channels = body, gap, saol, channels
 
     def forward(self, images: Tensor, mask: bool | None = None) -> Outputs:
+        return self.look(images, mask)[0]
+
+    def look(self, images: Tensor, mask: bool | None = None) -> tuple[Outputs, Tensor]:
+        """`forward`, and beside it the last map X_L (B, C, H_L, W_L), which CAM reads."""
         if images.ndim != 4 or images.shape[1] != self.channels:
             raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, {self.channels}, H, W)")
         size = self.saol.output_size if self.saol else None
@@ -44,7 +48,7 @@ class SAOLNet(nn.Module):
         logits = found.pop("logits", None)
         maps = [found[name] for name in sorted(found, key=int)]
         outputs = self.saol(maps, mask) if self.saol else Outputs()
-        return outputs._replace(gap_logits=self.gap(maps[-1]) if self.gap else logits)
+        return outputs._replace(gap_logits=self.gap(maps[-1]) if self.gap else logits), maps[-1]
 
 
 def build_model(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-MODULES = ("backbones", "config", "cutmix", "data", "distributed", "layers", "losses", "models", "training")
+MODULES = ("backbones", "config", "cutmix", "data", "distributed", "layers", "losses", "models", "recipe", "training")
 log = logging.getLogger("saol_lib")
 
 

@@ -45,7 +45,7 @@ def run_study(
     if not work:
         return [done[config] for config in configs]
     others, futures = multiprocessing.active_children(), {}
-    pool = executor or _local_pool(len(work))
+    pool = executor or _local_pool(len(work), max(config.processes for config in work))
     try:
         for config in sorted(work, key=work.get, reverse=True):
             futures[pool.submit(train_one, config, results)] = config
@@ -107,19 +107,19 @@ def _line(run: Run) -> str:
     return f"{run.id} {scores} in {run.provenance['seconds']:.0f} s"
 
 
-def _local_pool(tasks: int) -> ProcessPoolExecutor:
-    """One worker a GPU, or one a core: spawned, because CUDA does not survive a fork."""
-    count = torch.cuda.device_count() or len(os.sched_getaffinity(0))
+def _local_pool(tasks: int, processes: int) -> ProcessPoolExecutor:
+    """One worker a GPU, or a core, or as many as a run's `processes`; spawned: CUDA does not survive a fork."""
+    count = max(1, (torch.cuda.device_count() or len(os.sched_getaffinity(0))) // processes)
     context = multiprocessing.get_context("spawn")
-    turn = context.Value("i", 0)
+    turn = context.Value("i", 0) if processes == 1 else None  # a run of several processes takes its GPUs by itself
     return ProcessPoolExecutor(min(count, tasks), context, initializer=_start_worker, initargs=(os.getpid(), turn))
 
 
 def _start_worker(parent: int, turn) -> None:
     torch.set_num_threads(1)
-    with turn.get_lock():
-        index, turn.value = turn.value, turn.value + 1
-    if torch.cuda.is_available():
+    if turn and torch.cuda.is_available():
+        with turn.get_lock():
+            index, turn.value = turn.value, turn.value + 1
         torch.cuda.set_device(index % torch.cuda.device_count())
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
 

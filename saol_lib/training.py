@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from saol_lib import runs
-from saol_lib.config import ARMS, RunConfig
-from saol_lib.cutmix import Mixed, mix, unmixed
-from saol_lib.data import FLIPS, Batches, Dataset, load, mean_and_std, select, stream, stream_seed
+from saol_lib.config import RunConfig
+from saol_lib.cutmix import Mixed
+from saol_lib.data import Batches, load, stream, stream_seed
 from saol_lib.distributed import Processes, launch
 from saol_lib.layers import Outputs
 from saol_lib.losses import total_loss
-from saol_lib.models import SAOLNet, build_model, frozen_statistics, load_weights
+from saol_lib.models import SAOLNet, frozen_statistics, load_weights
+from saol_lib.recipe import batches, mix_batch, new_model, new_optimizer
 from saol_lib.runs import Run
 
 
@@ -84,9 +85,7 @@ class Trainer:
         self.train_batches, self.eval_batches = batches(config, self.dataset, self.device)
         self.steps = len(self.train_batches) // config.batch_size  # an epoch; a last, smaller batch is left out
         if not self.steps:
-            raise ValueError(
-                f"batch_size={config.batch_size}: there are only {len(self.train_batches)} training images"
-            )
+            raise ValueError(f"batch_size={config.batch_size} is more than the {len(self.train_batches)} images")
         self.optimizer = new_optimizer(self.model, config)
         self.history, self.seconds, self.start, self.sums = [], 0.0, (0, 0), {}
         self._restore()
@@ -122,8 +121,8 @@ class Trainer:
     def _epoch(self, epoch: int) -> dict:
         """Train one epoch; its mean losses. Nothing in the loop waits for the device."""
         self.model.train()
-        zero = torch.zeros((), device=self.device)  # every process has the same sums, in one order
-        self.sums = {name: self.sums.get(name, zero) for name in (*self.config.terms, "total")}
+        names = (*self.config.terms, "total")  # of every process, in one order
+        self.sums = {name: self.sums.get(name, torch.zeros((), device=self.device)) for name in names}
         with torch.random.fork_rng():
             for step, batch in enumerate(self.train_batches.epoch(self.config.batch_size, self.config.seed, epoch)):
                 if (epoch, step) < self.start:
@@ -178,8 +177,6 @@ class Trainer:
 
     def _save(self, position: tuple[int, int]) -> None:
         self.seconds = time.perf_counter() - self.began
-        if not self.group.is_first:
-            return
         states = self.optimizer.state_dict()["state"]
         momenta = {
             f"momentum.{i}": s["momentum_buffer"] for i, s in states.items() if s.get("momentum_buffer") is not None
@@ -187,7 +184,8 @@ class Trainer:
         sums = {f"sum.{name}": value for name, value in self.sums.items()}
         weights = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         state = {"history": self.history, "seconds": self.seconds}
-        runs.save_checkpoint(self.folder, position, weights | momenta | sums, state)
+        if self.group.is_first:
+            runs.save_checkpoint(self.folder, position, weights | momenta | sums, state)
 
     def _restore(self) -> None:
         if not (found := runs.load_checkpoint(self.folder)):
@@ -221,37 +219,6 @@ class Trainer:
             runs.save_run(self.results, self._result("failed", message))
             runs.remove_checkpoints(self.folder)
         raise NotANumber(message)
-
-
-def new_model(config: RunConfig) -> SAOLNet:
-    """The untrained network of a configuration, drawn from its seed."""
-    options = {"heads": ARMS[config.arm].heads, "blocks": config.blocks, "seed": config.seed} | config.saol_options
-    return build_model(config.backbone, config.num_classes, **options)
-
-
-def new_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; weight decay on matrices and kernels alone, not on norms and biases."""
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
-
-
-def batches(config: RunConfig, dataset: Dataset, device: torch.device) -> tuple[Batches, Batches]:
-    """Training and evaluation batches of a configuration, both scaled by the training images' statistics."""
-    train_split, evaluation = select(dataset, config.eval_split, config.train_images, config.held_out)
-    mean, std = mean_and_std(dataset.train.images)
-    augmented = Batches(train_split, device, mean, std, config.pad, FLIPS[config.dataset])
-    return augmented, Batches(evaluation, device, mean, std)
-
-
-def mix_batch(images: Tensor, labels: Tensor, config: RunConfig, generator: torch.Generator) -> Mixed:
-    """CutMix as the arm wants it, with the same rectangles for every arm of a seed."""
-    if not ARMS[config.arm].cutmix:
-        return unmixed(images, labels, config.num_classes)
-    how = {"probability": config.cutmix_probability, "alpha": config.cutmix_alpha, "schedule": config.cutmix_schedule}
-    return mix(images, labels, config.num_classes, generator=generator, **how)
 
 
 @torch.inference_mode()

@@ -220,7 +220,7 @@ def test_boxes_follow_the_beta_law(alpha):
 def test_centres_are_uniform_and_boxes_lie_inside():
     boxes = sample_boxes(20000, 3, 5, 5.0, seeded(0))
     assert (boxes[:, :2] >= 0).all() and (boxes[:, 2] <= 5).all() and (boxes[:, 3] <= 3).all()
-    far = sample_boxes(4000, 10**6, 10**6, 50.0, seeded(1)).double()  # sides near 0.7: who is not clipped shows his centre
+    far = sample_boxes(4000, 10**6, 10**6, 50.0, seeded(1)).double()  # sides near 0.7: most are clipped on one side
     left = ((far[:, 0] == 0) & (far[:, 2] < 10**6)).double().mean()
     right = ((far[:, 2] == 10**6) & (far[:, 0] > 0)).double().mean()
     assert abs(left - right) < 0.05 and left > 0.25
@@ -235,7 +235,7 @@ IMAGES, TARGETS = a_batch(4, 4, 4)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": IMAGES[:1], "targets": TARGETS[:1]}, "B of at least 2 and as many targets, got (1, 3, 4, 4) and (1,)"),
+        ({"images": IMAGES[:1], "targets": TARGETS[:1]}, "at least 2 and as many targets, got (1, 3, 4, 4) and (1,)"),
         ({"images": IMAGES[0]}, "got (3, 4, 4) and (4,)"),
         ({"targets": TARGETS[:3]}, "got (4, 3, 4, 4) and (3,)"),
         ({"targets": torch.tensor(1)}, "got (4, 3, 4, 4) and ()"),

@@ -250,7 +250,7 @@ def test_options_change_the_output_where_they_should(name, other):
     ours, theirs = outputs_of_both(name, other)
     changed = {field for field, a, b in zip(ours._fields, ours, theirs, strict=True) if not same(a, b)}
     both, logits = {"saol_log_probs", "attention"}, {"saol_log_probs", "spatial_log_probs"}
-    assert changed == {
+    expected = {
         "between_logits": logits,
         "between_attention": both | {"mask_logits"},
         "kernel_size": both | logits | {"mask_logits"},
@@ -258,7 +258,8 @@ def test_options_change_the_output_where_they_should(name, other):
         "earlier_blocks": logits,
         "class_softmax": {"saol_log_probs"},
         "mask_source": {"mask_logits"},
-    }[name]
+    }
+    assert changed == expected[name]
     if name == "mask_source":
         assert (theirs.mask_logits is None) == (other == "none")
 
@@ -277,6 +278,14 @@ def test_options_agree_where_they_should():
     near(a.saol_log_probs, b.saol_log_probs)
 
 
+def test_widths_between_the_convolutions():
+    wide = {"attention_width": 9, "logit_width": 4}
+    for classes, options, hidden, width in ((7, {}, 2, 40), (64, {}, 2, 64), (7, wide, 9, 4)):
+        saol = SAOL((6, 5), classes, **options)
+        assert saol.attention[0].out_channels == saol.mask[0].out_channels == hidden  # half of X_L's 5 channels
+        assert [branch.out_channels for branch in saol.branches] == [width, width]
+
+
 def test_masks_are_predicted_in_training_or_where_asked_for():
     saol, maps = make_saol(), some_maps()
     assert saol(maps).mask_logits is None and saol(maps, mask=True).mask_logits is not None
@@ -285,7 +294,6 @@ def test_masks_are_predicted_in_training_or_where_asked_for():
 
 
 def test_the_mask_branch_changes_no_other_weight():
-    ours, theirs = make_saol().state_dict(), make_saol(mask_source="none").state_dict()
     torch.manual_seed(0)
     ours = SAOL(CHANNELS, CLASSES).state_dict()
     torch.manual_seed(0)

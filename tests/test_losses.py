@@ -14,9 +14,17 @@ from saol_lib.config import ARMS, RunConfig
 from saol_lib.cutmix import paste, unmixed
 from saol_lib.layers import Outputs, aggregate, attention_log_probs
 from saol_lib.losses import (
-    OPTIONS, consistency_loss, cross_entropy, gap_loss, kl_divergence, mask_loss, resize_masks, saol_loss,
-    self_distillation_loss, total_loss,
-)  # fmt: skip
+    OPTIONS,
+    consistency_loss,
+    cross_entropy,
+    gap_loss,
+    kl_divergence,
+    mask_loss,
+    resize_masks,
+    saol_loss,
+    self_distillation_loss,
+    total_loss,
+)
 
 B, K, SIZE, IMAGE = 4, 3, (2, 3), (8, 12)  # a cell of the output is 4x4 pixels
 TARGETS = torch.tensor([2, 0, 1, 2])
@@ -154,7 +162,9 @@ def test_losses_on_maps_are_the_literal_ones(seed, direction):
         assert loss.item() == near(loop_ss2(ours.spatial_log_probs, source, masks, chosen, direction))
 
 
-@given(st.sampled_from([(8, 12), (7, 10), (5, 5)]), st.sampled_from([(2, 3), (4, 5), (5, 2), (1, 1)]), st.integers(0, 9))
+@given(
+    st.sampled_from([(8, 12), (7, 10), (5, 5)]), st.sampled_from([(2, 3), (4, 5), (5, 2), (1, 1)]), st.integers(0, 9)
+)
 @pytest.mark.parametrize("how", OPTIONS["mask_resize"])
 def test_masks_are_resized_literally(how, image, size, seed):
     masks = (random(2, 1, *image, seed=seed) > 0).double()
@@ -304,8 +314,9 @@ def test_huge_logits_give_finite_losses_and_gradients_in_float32(dtype, directio
 def test_every_loss_comes_out_in_float32_when_given_bfloat16():
     outputs, masks = some_outputs(dtype=torch.bfloat16), torch.ones(B, 1, *SIZE, dtype=torch.bfloat16)
     saol, gap, spatial, soft = outputs[1], outputs[0], outputs[3], torch.eye(K, dtype=torch.bfloat16)[TARGETS]
-    losses = [saol_loss(saol, TARGETS), saol_loss(saol, soft), gap_loss(gap, soft), self_distillation_loss(gap, saol, soft),
-              mask_loss(outputs.mask_logits, masks), consistency_loss(spatial, spatial.flip(0), masks)]  # fmt: skip
+    losses = [saol_loss(saol, TARGETS), saol_loss(saol, soft), gap_loss(gap, soft)]
+    losses += [self_distillation_loss(gap, saol, soft), mask_loss(outputs.mask_logits, masks)]
+    losses += [consistency_loss(spatial, spatial.flip(0), masks)]
     assert {loss.dtype for loss in losses} == {torch.float32}
 
 
@@ -326,7 +337,10 @@ LOGS, MAPS = F.log_softmax(random(B, K), dim=1), random(B, K, *SIZE)
         (lambda: cross_entropy(LOGS, TARGETS[:3]), "3 targets cannot be compared with 4 outputs"),
         (lambda: mask_loss(MAPS[:, :1], MAPS[:, :1, :1]), "mask_logits (4, 1, 2, 3) and masks (4, 1, 1, 3) must have"),
         (lambda: consistency_loss(MAPS, MAPS[:2], MAPS[:, :1]), "mixed (4, 3, 2, 3) and source (2, 3, 2, 3) must have"),
-        (lambda: consistency_loss(MAPS, MAPS, MAPS[:, :1].mT), "masks (4, 1, 3, 2) and one class of mixed (4, 1, 2, 3)"),
+        (
+            lambda: consistency_loss(MAPS, MAPS, MAPS[:, :1].mT),
+            "masks (4, 1, 3, 2) and one class of mixed (4, 1, 2, 3)",
+        ),
         (lambda: consistency_loss(MAPS, MAPS, MAPS, None, "both"), "direction='both' is not known; choose one of"),
         (lambda: self_distillation_loss(LOGS, LOGS, TARGETS, teacher="ema"), "teacher='ema' is not known; choose one"),
         (lambda: resize_masks(MAPS, (1, 1), "max"), "how='max' is not known; choose one of 'area', 'nearest'"),

@@ -1,0 +1,170 @@
+"""The figures: one style, colour-blind safe, every one a matplotlib `Figure`; and the tables they are drawn from."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from torch import Tensor
+
+from saol_lib.runs import Run, resolve, write_whole
+
+SIZES = {"font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9}
+STYLE = sns.axes_style("whitegrid") | SIZES | {"figure.dpi": 100, "svg.hashsalt": "saol_lib", "grid.color": "0.9"}
+WIDTH = 8.0  # inches: 800 pixels, a README's column
+FAMILIES = {  # an arm without its CutMix, and its name in figures
+    "gap_fc": "GAP-FC", "saol": "SAOL", "saol_sd": "SAOL + L_SD", "saol_ce": "SAOL + CE", "saol_ss1": "SAOL + L_SS1",
+    "saol_ss2": "SAOL + L_SS2", "saol_ss": "SAOL + L_SS", "saol_ss_sd": "SAOL + L_SS + L_SD", "abn": "ABN",
+}  # fmt: skip
+COLOURS = dict(zip(FAMILIES.values(), ["black", *sns.color_palette("colorblind", 8)], strict=True))
+LAYERS = {"saol": "SAOL", "gap": "GAP-FC"}
+REGIMES = ("without CutMix", "with CutMix")
+
+
+def readings(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row a run, output layer and evaluated epoch: arm, family, regime, layer, seed, epoch, top1 (percent)."""
+    rows = []
+    for run in runs:
+        arm, seed = run.config["arm"], run.config["seed"]
+        names = (arm, FAMILIES[arm.replace("_cutmix", "")], REGIMES["cutmix" in arm])
+        for entry in run.epochs:
+            scores = ((label, entry.get(f"top1_{layer}")) for layer, label in LAYERS.items())
+            rows += [(*names, label, seed, entry["epoch"], top1) for label, top1 in scores if top1 is not None]
+    return pd.DataFrame(rows, columns=["arm", "family", "regime", "layer", "seed", "epoch", "top1"])
+
+
+def paired(runs: Sequence[Run], baseline: str = "gap_fc") -> pd.DataFrame:
+    """`readings` of the last epoch; `best` of all epochs; `delta`: points above the baseline run of the same seed.
+
+    Arms with CutMix are held against the baseline with CutMix; delta is NaN without one. Raises ValueError where two
+    runs share arm and seed, or where the baseline has two output layers.
+    """
+    table, key = readings(runs), ["arm", "layer", "seed"]
+    if (twice := table.duplicated([*key, "epoch"])).any():
+        raise ValueError(f"two runs of arm {table.arm[twice].iloc[0]} share a seed; give runs of one setting only")
+    epochs = table.groupby(key)
+    table = table.assign(best=epochs.top1.transform("max"))[table.epoch == epochs.epoch.transform("max")]
+    base = table[table.arm.isin([baseline, f"{baseline}_cutmix"])].set_index(["regime", "seed"]).top1
+    if base.index.has_duplicates:
+        raise ValueError(f"baseline {baseline!r} is read at two output layers; choose an arm that has one")
+    own = base.reindex(pd.MultiIndex.from_frame(table[["regime", "seed"]])).to_numpy()
+    return table.assign(delta=table.top1 - own).reset_index(drop=True)
+
+
+@plt.rc_context(STYLE)
+def curves(runs: Sequence[Run]) -> Figure:
+    """Accuracy (percent) by epoch: a line a family and output layer, the mean over seeds, its band their range."""
+    table = readings(runs).rename(columns={"family": "trained as", "layer": "layer read"})
+    grid = sns.relplot(
+        table, x="epoch", y="top1", hue="trained as", style="layer read", col="regime", kind="line", palette=COLOURS,
+        hue_order=[name for name in COLOURS if name in set(table["trained as"])], style_order=list(LAYERS.values()),
+        errorbar=("pi", 100), marker="o", markersize=4, height=3.2, aspect=WIDTH / 8,
+    )  # fmt: skip
+    grid.set_titles("{col_name}").set_axis_labels("epoch", "top-1 accuracy (%)")
+    plt.close(grid.figure)
+    return grid.figure
+
+
+@plt.rc_context(STYLE)
+def deltas(runs: Sequence[Run], baseline: str = "gap_fc") -> Figure:
+    """Points above the baseline of the same seed and regime: a dot a seed, a bar at their mean."""
+    table = paired(runs, baseline)
+    table = table[~table.arm.isin([baseline, f"{baseline}_cutmix"])].dropna(subset="delta")
+    table = table.assign(row=table.family + ", " + table.layer + " read,\n" + table.regime)
+    label = f"top-1 minus {FAMILIES[baseline]}'s of the same seed (percentage points)"
+    return _strips(table, "delta", "row", label, 0.5, hue="family", palette=COLOURS, legend=False)
+
+
+@plt.rc_context(STYLE)
+def attention_grid(images: Tensor, attention: Tensor, boxes: Tensor | None = None, titles: Sequence = ()) -> Figure:
+    """Images uint8 (N, 3, H, W) above the same under their attention (N, 1, Ho, Wo); boxes (N, 4) inclusive pixels."""
+    figure, axes = _figure(WIDTH, 0.9 + 15 / len(images), 2, len(images))
+    most = float(attention.max())
+    for i, (top, bottom) in enumerate(axes.T):
+        box = None if boxes is None else boxes[i]
+        _draw(top, images[i], box).axes.set_title(titles[i] if len(titles) else "", size=9)
+        _draw(bottom, images[i].float().mean(dim=0), box, cmap="gray")
+        cover = (0.3 + 0.7 * attention[i, 0] / most).numpy()
+        shown = _draw(bottom, attention[i, 0], box, images.shape[2:], vmin=0, vmax=most, alpha=cover)
+    figure.colorbar(shown, ax=axes, label="attention per cell", location="bottom", shrink=0.4, aspect=30)
+    return figure
+
+
+@plt.rc_context(STYLE)
+def panels(tiles: Mapping[str, Tensor], boxes: Mapping[str, Tensor] | None = None) -> Figure:
+    """Tiles side by side, titled: images uint8 (3, H, W), maps (H, W) with a scale each; boxes: inclusive pixels."""
+    figure, axes = _figure(2 * len(tiles), 2.3, 1, len(tiles))
+    for tile, (title, values) in zip(axes[0], tiles.items(), strict=True):
+        shown = _draw(tile, values, (boxes or {}).get(title))
+        tile.set_title(title)
+        if values.ndim == 2:
+            figure.colorbar(shown, ax=tile, location="bottom", shrink=0.9)
+    return figure
+
+
+@plt.rc_context(STYLE)
+def effects(table: pd.DataFrame) -> Figure:
+    """Paired differences in percentage points: a row an effect, a dot a seed (the columns), a bar for the mean."""
+    long = table.melt(ignore_index=False, value_name="points").reset_index(names="effect")
+    label = "difference in top-1 accuracy, same seed (percentage points)"
+    return _strips(long, "points", "effect", label, 0.35, color="#0072B2")
+
+
+def _strips(table: pd.DataFrame, x: str, y: str, label: str, height: float, **colours) -> Figure:
+    """Differences `x`, a strip `height` inches high for each `y`: a dot a row of the table, and a bar at their mean."""
+    figure, axes = _figure(WIDTH, 0.9 + height * table[y].nunique())
+    shared = {"x": x, "y": y, "ax": axes[0, 0]} | colours
+    sns.stripplot(table, **shared, jitter=False, size=7, alpha=0.6)
+    sns.pointplot(table, **shared, errorbar=None, marker="|", markersize=18, markeredgewidth=3, linestyle="none")
+    axes[0, 0].axvline(0, color="0.3", linewidth=1)
+    axes[0, 0].set(xlabel=label, ylabel="")
+    return figure
+
+
+@plt.rc_context(STYLE)
+def bars(values: pd.Series, label: str, reference: float = 1.0) -> Figure:
+    """One horizontal bar an entry with its number, and a line at the reference; label: the quantity and its unit."""
+    figure, axes = _figure(WIDTH, 0.8 + 0.35 * len(values))
+    drawn = axes[0, 0].barh(list(values.index), values.to_numpy(), color="#0072B2")
+    axes[0, 0].bar_label(drawn, fmt="%.2f", padding=3)
+    axes[0, 0].axvline(reference, color="0.3", linewidth=1)
+    axes[0, 0].set(xlabel=label)
+    axes[0, 0].invert_yaxis()
+    return figure
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1):
+    """A figure and its axes (rows, columns); closed for pyplot, so that a notebook shows it once, as a cell's value."""
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
+    plt.close(figure)
+    return figure, axes
+
+
+def _draw(tile: Axes, values: Tensor, box: Tensor | None, size: Sequence[int] = (), **style) -> AxesImage:
+    """An image (3, H, W), or a map (H, W) stretched over `size` pixels, with its box."""
+    tile.set_axis_off()
+    height, width = size or values.shape[-2:]
+    pixels, style = values.permute(1, 2, 0) if values.ndim == 3 else values, {"cmap": "viridis"} | style
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    if box is not None:
+        x0, y0, x1, y1 = box.tolist()
+        outline = [withStroke(linewidth=2.5, foreground="black")]
+        corner, extents = (x0 - 0.5, y0 - 0.5), (x1 - x0 + 1, y1 - y0 + 1)
+        tile.add_patch(Rectangle(corner, *extents, fill=False, edgecolor="white", linewidth=1, path_effects=outline))
+    return tile.imshow(pixels.numpy(), interpolation="none", extent=extent, **style)
+
+
+def save(figure: Figure, results: str | Path, name: str) -> None:
+    """Write <results>/figures/<name>.svg and .png, the same bytes for the same figure."""
+    for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+        file = io.BytesIO()
+        with plt.rc_context(STYLE):
+            figure.savefig(file, format=kind, metadata=metadata, bbox_inches="tight")
+        write_whole(resolve(results) / "figures" / f"{name}.{kind}", file.getvalue())
