@@ -40,7 +40,7 @@ def test_make_variables_are_known():
 
 
 def test_the_python_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    code, study = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     scope = {}
     exec(code, scope)
     outputs, loss = scope["outputs"], scope["loss"]
@@ -50,6 +50,10 @@ def test_the_python_runs():
     lines = [line for line in code.splitlines() if line and "import" not in line]
     assert len(lines) == 3, "it says three lines"
     assert {name for name in re.findall(r"`(\w+)`", TEXT) if name in Outputs._fields} == set(Outputs._fields[:5])
+    exec(study, scope)
+    scope["run_study"] = lambda configs, results, executor: (configs, results, executor)
+    configs, results, executor = scope["my_study"]("an executor")
+    assert len(set(configs)) == 4 and (results, executor) == ("results/mine", "an executor")
 
 
 def test_every_library_file_is_explained_and_no_other():
