@@ -23,6 +23,7 @@ from saol_lib.study import run_study, study_configs, train_one
 from saol_lib.training import train
 
 TINY = {"train_images": 200, "epochs": 2, "backbone": "resnet-8-4", "batch_size": 50, "lr": 0.05}
+pytestmark = pytest.mark.timeout(900)  # a busy machine takes minutes to start a few processes
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(runs.ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -296,7 +297,6 @@ def under_way(results, process, seconds=280):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers through Linux's /proc")
-@pytest.mark.timeout(900)
 def test_killed_three_ways_and_continued(tmp_path, monkeypatch):
     """A worker by kill -9, the study by kill -9, the study by SIGTERM: no process stays, nothing is trained twice."""
     values = TINY | {"train_images": None, "epochs": 12, "eval_every": 6}
