@@ -20,10 +20,11 @@ from saol_lib import runs, study
 from saol_lib.config import RunConfig, grid
 from saol_lib.runs import Run
 from saol_lib.study import run_study, study_configs, train_one
-from saol_lib.training import train
+from saol_lib.training import Trainer, train
 
 TINY = {"train_images": 200, "epochs": 2, "backbone": "resnet-8-4", "batch_size": 50, "lr": 0.05}
 pytestmark = pytest.mark.timeout(900)  # a busy machine takes minutes to start a few processes
+linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers through Linux's /proc")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(runs.ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -296,38 +297,23 @@ def under_way(results, process, seconds=280):
     pytest.fail("no two runs were under way")
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers through Linux's /proc")
-def test_killed_three_ways_and_continued(tmp_path, monkeypatch):
-    """A worker by kill -9, the study by kill -9, the study by SIGTERM: no process stays, nothing is trained twice."""
-    values = TINY | {"train_images": None, "epochs": 12, "eval_every": 6}
-    profile(tmp_path, arms=["gap_fc", "saol_cutmix_ss_sd"], seeds=[0, 1], **values)
-    results = tmp_path / "results" / "tiny"
+VALUES = TINY | {"train_images": None, "epochs": 12, "eval_every": 6}
+ARMS = ["gap_fc", "saol_cutmix_ss_sd"]
 
-    process = shell(tmp_path)
-    under_way(results, process)
+
+def begin(root):
+    """A study of four runs from a shell, two of them under way, and its two workers."""
+    profile(root, arms=ARMS, seeds=[0, 1], **VALUES)
+    process = shell(root)
+    under_way(root / "results" / "tiny", process)
     workers = workers_of(process.pid)
-    os.kill(workers[0], signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1 and errors.strip().splitlines()[-1].startswith(
-        "a worker process died; finished runs"
-    )
-    assert "Traceback" not in errors and len(workers) == 2 and gone(workers, 10)
+    assert len(workers) == 2
+    return process, workers
 
-    process = shell(tmp_path)
-    under_way(results, process)
-    workers = workers_of(process.pid)
-    process.kill()
-    process.wait()
-    assert len(workers) == 2 and gone(workers, 20)
 
-    process = shell(tmp_path)
-    under_way(results, process)
-    workers = workers_of(process.pid)
-    process.terminate()
-    process.communicate(timeout=60)
-    assert process.returncode == 143 and len(workers) == 2 and not any(map(alive, workers))
-
-    configs = grid(["gap_fc", "saol_cutmix_ss_sd"], [0, 1], **values)
+def go_on(root, monkeypatch):
+    """The next call: each run goes on where it had stopped, what is finished is left alone, no number changes."""
+    results, configs = root / "results" / "tiny", grid(ARMS, [0, 1], **VALUES)
     finished = {path: path.read_bytes() for path in results.glob("runs/*.json")}
     positions = {
         config: found[1]["position"]
@@ -336,14 +322,42 @@ def test_killed_three_ways_and_continued(tmp_path, monkeypatch):
         and not path_of(results, config).exists()
     }
     assert len(positions) >= 2 and all(position > [0, 0] for position in positions.values())
-    starts, original = {}, study.train.__globals__["Trainer"].run
-    monkeypatch.setattr(
-        study.train.__globals__["Trainer"],
-        "run",
-        lambda self, p: (starts.update({self.config: self.start}), original(self, p))[1],
-    )
-    run_study(configs, results, Direct(), progress=False)
-    assert {config: list(starts[config]) for config in positions} == positions  # each went on where it had stopped
-    assert all(path.read_bytes() == content for path, content in finished.items()) and len(starts) == 4 - len(finished)
+    starts, original = {}, Trainer.run
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run", lambda self, p: (starts.update({self.config: self.start}), original(self, p))[1])
+        run_study(configs, results, Direct(), progress=False)
+    assert {config: list(starts[config]) for config in positions} == positions
+    assert all(path.read_bytes() == content for path, content in finished.items())
+    assert len(starts) == 4 - len(finished)
     config = next(iter(positions))
-    same(runs.load_run(path_of(results, config)), train(config, tmp_path / "whole", progress=False))
+    same(runs.load_run(path_of(results, config)), train(config, root / "whole", progress=False))
+
+
+@linux
+def test_terminated_and_continued(tmp_path, monkeypatch):
+    process, workers = begin(tmp_path)
+    process.terminate()
+    process.communicate(timeout=200)
+    assert process.returncode == 143 and not any(map(alive, workers))
+    go_on(tmp_path, monkeypatch)
+
+
+@linux
+@pytest.mark.faults
+def test_a_killed_worker_is_one_sentence(tmp_path, monkeypatch):
+    process, workers = begin(tmp_path)
+    os.kill(workers[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 1 and "Traceback" not in errors and gone(workers, 20)
+    assert errors.strip().splitlines()[-1].startswith("a worker process died; finished runs")
+    go_on(tmp_path, monkeypatch)
+
+
+@linux
+@pytest.mark.faults
+def test_workers_of_a_killed_study_stop_by_themselves(tmp_path, monkeypatch):
+    process, workers = begin(tmp_path)
+    process.kill()
+    process.wait()
+    assert gone(workers, 30)
+    go_on(tmp_path, monkeypatch)
