@@ -18,7 +18,7 @@ DATA_FLAG = $(if $(DATA),--data "$(DATA)")
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --timeout=0 -p no:cacheprovider
 
-.PHONY: help setup replicate test test-faults lab explore study claims refresh lint format check-venv
+.PHONY: help setup replicate test test-faults test-browser lab explore study claims refresh lint format check-venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ test: $(READY) ## everything that CI checks: style, tests, notebooks, claims; st
 
 test-faults: $(READY) ## the long fault-injection tests (kill -9, full disk, damaged checkpoints)
 	$(PY) -m pytest -m faults tests
+
+test-browser: $(READY) ## the explorer in JupyterLab and Voila, driven in Debian's chromium
+	$(PY) -m pytest -m browser tests/test_explorer_browser.py
 
 lab: $(READY) ## JupyterLab in notebooks/, on this machine only, with its token
 	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)/notebooks" $(AS_ROOT)

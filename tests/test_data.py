@@ -389,6 +389,9 @@ def test_streams_of_epochs_and_seeds():
     torch.rand(7)
     assert torch.equal(first, epoch(0, 3))  # whatever the global generator does
     assert not torch.equal(first, epoch(0, 4)) and not torch.equal(first, epoch(1, 3))
+    images = images[:1].expand(64, -1, -1, -1).contiguous()  # now it is the crops alone that can differ
+    assert torch.equal(epoch(0, 3), epoch(0, 3))
+    assert not torch.equal(epoch(0, 3), epoch(0, 4)) and not torch.equal(epoch(0, 3), epoch(1, 3))
 
 
 @given(st.integers(0, 9), st.integers(0, 9), st.sampled_from(["order", "augment", "cutmix"]), st.integers(0, 9))

@@ -27,7 +27,6 @@ from saol_lib import runs, training
 from saol_lib.config import RunConfig
 from saol_lib.data import load
 
-torch.set_num_threads(1)
 config, folder, wanted = RunConfig(**json.loads(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3])
 dataset = load("digits")
 small = dataset._replace(test=dataset.test.subset(torch.arange(100)))
@@ -51,6 +50,7 @@ def start(results, slow):
     if child := os.fork():
         return child
     try:
+        torch.set_num_threads(1)  # not before the fork: torch's pool of threads does not survive one
         runs.write_whole, os.fsync = watched, slow_fsync if slow else fsync
         training.train(config, results, progress=False)
         os._exit(0)

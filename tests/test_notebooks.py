@@ -4,9 +4,8 @@ import json
 
 import nbformat
 import pytest
-from nbformat import v4
-
 import run as notebooks
+from nbformat import v4
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 

@@ -23,7 +23,7 @@ MODULES = sorted((ROOT / "saol_lib").glob("*.py"))
 FLOORS = [
     ["layers", "cutmix", "backbones", "data", "runs", "figures"],
     ["losses", "models", "config", "recipe", "distributed", "localization", "evidence"],
-    ["training", "explorer"],
+    ["training", "lens", "explorer"],
     ["study", "cost"],
     ["__init__"],
 ]
@@ -126,7 +126,7 @@ def test_the_library_stays_thin():
     longest = max(sources, key=lambda name: len(sources[name].splitlines()))
     assert len(sources[longest].splitlines()) <= 300, f"{longest} is over 300 lines"
     total = sum(map(code_lines, sources.values()))
-    assert 0 < total < 2000, f"the library has {total} lines of code, docstrings not counted"
+    assert 0 < total < 2300, f"the library has {total} lines of code, docstrings not counted"
 
 
 def test_no_file_names_a_machine_or_a_registry():
