@@ -297,7 +297,7 @@ def under_way(results, process, seconds=280):
     pytest.fail("no two runs were under way")
 
 
-VALUES = TINY | {"train_images": None, "epochs": 12, "eval_every": 6}
+VALUES = TINY | {"train_images": 500, "epochs": 24, "eval_every": 12}  # a few seconds each
 ARMS = ["gap_fc", "saol_cutmix_ss_sd"]
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from saol_lib import runs, training
+from saol_lib import recipe, runs, training
 from saol_lib.config import ARMS, RunConfig
 from saol_lib.cutmix import mix
 from saol_lib.data import Batches, load, mean_and_std
@@ -175,7 +175,7 @@ def recorded(folder, monkeypatch, arm, **values):
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", spy)
-        patch.setattr(training, "mix", boxes_of)
+        patch.setattr(recipe, "mix", boxes_of)
         go(folder, arm, **values)
     return seen, boxes
 
