@@ -490,6 +490,16 @@ def test_asked_to_stop_in_the_last_epochs_evaluation(tmp_path, monkeypatch):
     assert runs.load_run(path_of(tmp_path, config())).status == "finished"
 
 
+def test_an_interrupt_stops_with_a_checkpoint(tmp_path, monkeypatch):
+    whole = go(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 0, 1, lambda self: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path)
+    assert runs.load_checkpoint(tmp_path / "checkpoints" / whole.id)[1]["position"] == [0, 2]
+    same(go(tmp_path), whole)
+
+
 def start(folder, settings):
     """`python -m saol_lib.training` and its config file; its output is read until the first epoch is over."""
     folder.mkdir(exist_ok=True)
@@ -501,7 +511,7 @@ def start(folder, settings):
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.faults)])
 def test_a_signal_writes_a_checkpoint_and_going_on_changes_nothing(tmp_path, monkeypatch, number):
     """A real process, 60 steps an epoch, is stopped in its second epoch; meanwhile nobody else may train this run."""
     monkeypatch.setattr(training, "load", load)
