@@ -30,7 +30,7 @@ THUMBS = 24  # pictures to pick from; more are reached by chance
 SHIPPED = runs.RESULTS / "models"
 MODELS = {
     "digits": RunConfig(arm="saol_cutmix_ss_sd", epochs=15, logit_width=40),
-    "cifar10": RunConfig(dataset="cifar10", arm="saol_cutmix_ss_sd", epochs=40, batch_size=128, logit_width=40),
+    "cifar10": RunConfig(dataset="cifar10", arm="saol_cutmix_ss_sd", epochs=16, batch_size=128, logit_width=40),
 }
 PHOTOGRAPHS = {"chelsea.png": 3, "rocket.jpg": -1, "motorcycle_left.png": -1, "astronaut.png": -1, "coffee.png": -1}
 
