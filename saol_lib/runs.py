@@ -18,7 +18,10 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-MODULES = ("backbones", "config", "cutmix", "data", "distributed", "layers", "losses", "models", "recipe", "training")
+MODULES = (
+    *("backbones", "config", "cutmix", "data", "distributed", "layers"),
+    *("losses", "models", "peers", "recipe", "training"),
+)
 log = logging.getLogger("saol_lib")
 
 
