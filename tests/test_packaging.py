@@ -22,7 +22,7 @@ MODULES = sorted((ROOT / "saol_lib").glob("*.py"))
 # module needs a place here.
 FLOORS = [
     ["layers", "peers", "cutmix", "backbones", "data", "runs", "figures"],
-    ["losses", "models", "config", "recipe", "distributed", "localization", "evidence"],
+    ["losses", "models", "config", "recipe", "distributed", "boxes", "localization", "evidence"],
     ["training", "lens", "explorer"],
     ["study", "cost"],
     ["__init__"],
