@@ -7,15 +7,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from saol_lib import figures
 from saol_lib.cutmix import paste
 from saol_lib.data import Dataset, mean_and_std
 from saol_lib.layers import Outputs
@@ -23,7 +22,7 @@ from saol_lib.localization import largest_box, mass_inside, raw_maps, stretch
 from saol_lib.models import SAOLNet
 
 OVERLAYS = {"attention": "A", "spatial": "Yₖ", "saol": "A·Yₖ", "mask": "Mask", "cam": "CAM", "grad_cam": "Grad-CAM"}
-PALETTES = {name: torch.tensor(255 * plt.colormaps[name](range(256))[:, :3]).byte() for name in ("viridis", "cividis")}
+PALETTES = {name: torch.tensor(255 * colormaps[name](range(256))[:, :3]).byte() for name in ("viridis", "cividis")}
 FORMATS, MAX_BYTES, MAX_PIXELS, MIN_SIDE = ("PNG", "JPEG", "WEBP", "GIF", "BMP"), 8_000_000, 50_000_000, 8
 
 
@@ -211,6 +210,8 @@ class Lens:
 
     def render(self, state: State) -> Figure:
         """The state as a figure: the mixed picture, the same under its overlay, A, Y_k, A * Y_k; predictions above."""
+        from saol_lib.figures import panels  # slow to load, and for exports alone
+
         mixed, told, (x0, y0, x1, y1) = self.mixed(state.scene)[0], self.numbers(state), state.box
         tiles, boxes = {"mixed": mixed}, {"mixed": torch.tensor([x0, y0, x1 - 1, y1 - 1])}
         if state.overlay != "none":
@@ -220,7 +221,7 @@ class Lens:
             boxes[title] = torch.tensor(told["box"]) if told["box"] else None
         parts = ("attention", "spatial", "saol")
         maps = {OVERLAYS[name]: self.map(state.scene, name, told["k"]) for name in parts}
-        figure = figures.panels(tiles | maps, boxes)
+        figure = panels(tiles | maps, boxes)
         for name, tile in zip(parts, figure.axes[len(tiles) :], strict=False):
             tile.images[0].set(cmap=state.colours, clim=self.limits(state, name))
         lines = [f"k = {self.classes[told['k']]}"]

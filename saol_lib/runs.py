@@ -72,8 +72,8 @@ def write_json(path: Path, value: object) -> None:
     write_whole(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
-def save_run(results: Path, run: Run) -> None:
-    write_json(results / "runs" / f"{run.id}.json", {k: v for k, v in run._asdict().items() if v is not None})
+def save_run(results: Path, run: Run, folder: str = "runs") -> None:
+    write_json(results / folder / f"{run.id}.json", {k: v for k, v in run._asdict().items() if v is not None})
 
 
 def load_run(path: Path) -> Run:
@@ -84,9 +84,9 @@ def load_run(path: Path) -> Run:
         raise ValueError(f"{path.name} is not a readable run ({error}); remove it and train again") from None
 
 
-def load_runs(results: str | Path) -> list[Run]:
+def load_runs(results: str | Path, folder: str = "runs") -> list[Run]:
     """The finished runs of a results folder, in the order of their names; failed ones enter no table."""
-    runs = [load_run(path) for path in sorted((resolve(results) / "runs").glob("*.json"))]
+    runs = [load_run(path) for path in sorted((resolve(results) / folder).glob("*.json"))]
     return [run for run in runs if run.status == "finished"]
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from saol_lib import build_model, explorer
+from saol_lib import build_model, shipped
 from saol_lib import lens as core
 from saol_lib.data import Dataset, digit_scenes, mean_and_std
 from saol_lib.explorer import AttentionExplorer
@@ -378,16 +378,16 @@ def test_the_shipped_models_open_and_know_their_pictures():
     widget = AttentionExplorer.shipped()
     assert "digits" in widget.lenses
     for name, lens in widget.lenses.items():
-        weights = explorer.SHIPPED / f"{name}.safetensors"
+        weights = shipped.FOLDER / f"{name}.safetensors"
         assert weights.stat().st_size < 2e6 and lens.overlays == ["none", *core.OVERLAYS]
     lens = widget.lenses["digits"]
     right = [lens.target(State(base=i, box=(0, 0, 0, 0))) == lens.split.labels[i] for i in range(60)]
-    run = json.loads((explorer.SHIPPED / "digits.json").read_text())
+    run = json.loads((shipped.FOLDER / "digits.json").read_text())
     assert run["metrics"]["top1_saol_last"] > 90 and sum(right) >= 50
 
 
 def test_photographs_come_with_scikit_image():
     pytest.importorskip("skimage")
-    images, labels, boxes = explorer.photographs((32, 32))
+    images, labels, boxes = shipped.photographs((32, 32))
     assert images.shape == (5, 3, 32, 32) and labels.tolist() == [3, -1, -1, -1, -1] and boxes is None
     assert images.float().std(dim=(1, 2, 3)).min() > 10

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saol_lib.explorer import load_shipped
 from saol_lib.lens import Lens, State
+from saol_lib.shipped import load_shipped
 
 pytestmark = pytest.mark.browser
 CI = os.environ.get("CI") == "true"  # where nothing is skipped
