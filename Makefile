@@ -53,8 +53,8 @@ test-browser: $(READY) ## the explorer in JupyterLab and Voila, driven in Debian
 lab: $(READY) ## JupyterLab in notebooks/, on this machine only, with its token
 	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)/notebooks" $(AS_ROOT)
 
-explore: notebooks/explorer.ipynb $(READY) ## the interactive attention explorer in a browser, on this machine only
-	$(PY) -m voila notebooks/explorer.ipynb --Voila.ip=127.0.0.1
+explore: notebooks/explorer.ipynb $(READY) ## the attention explorer in a browser: this machine only, nothing from elsewhere
+	$(PY) -m voila notebooks/explorer.ipynb --Voila.ip=127.0.0.1 --Voila.config_file_paths=notebooks
 
 study: saol_lib/study.py $(READY) ## train every run of PROFILE's study on DATA, several at a time; goes on where it stopped
 	$(PY) -m saol_lib.study --profile "$(PROFILE)" $(DATA_FLAG)

@@ -102,8 +102,8 @@ class AttentionExplorer(anywidget.AnyWidget):
                 self.upload(bytes(buffers[0]), content["slot"], name)
             elif content.get("figure") in ("svg", "png"):
                 self.send({"name": f"saol.{content['figure']}"}, [self.file(content["figure"])])
-        except ValueError as error:
-            unread = isinstance(error, json.JSONDecodeError)
+        except (ValueError, RecursionError) as error:
+            unread = isinstance(error, json.JSONDecodeError | RecursionError)
             self.message = f"{name} is not JSON; give a state that was saved here" if unread else str(error)
             self.choices = asdict(self.state) | {"box": list(self.state.box)}
 

@@ -82,6 +82,8 @@ class Lens:
 
     def check(self, state: State) -> State:
         """The state with its patch filled in; ValueError with one sentence for a value that is out of range."""
+        if not {type(state.base), type(state.source)} <= {int, str}:
+            raise ValueError("base and source must each be the number of a picture, or an uploaded picture as text")
         (height, width), last = self.size, len(self.classes) - 1
         about = (self.picture(state.base), self.picture(state.source))[1][2] or (width // 2, 4, width - 5, height - 5)
         first = max(about[0] - 2, 0), max(about[1] - 2, 0), min(about[2] + 3, width), min(about[3] + 3, height)
@@ -106,7 +108,10 @@ class Lens:
     def _picture(self, which: int | str) -> tuple[Tensor, int, tuple | None]:
         """A picture (3, H, W), its class or -1, and its object's box (both ends inclusive) or None."""
         if isinstance(which, str):
-            return read_picture(base64.b64decode(which), "the picture of this state", self.size)[0], -1, None
+            data = b""
+            with suppress(ValueError):
+                data = base64.b64decode(which)
+            return read_picture(data, "the picture of this state", self.size)[0], -1, None
         images, labels, boxes = self.split
         if type(which) is not int or not 0 <= which < len(images):
             raise ValueError(f"picture {which!r} is not there; choose 0 to {len(images) - 1}")

@@ -59,7 +59,11 @@ def test_a_state_survives_json(lens):
     [
         ({"base": 30}, "picture 30 is not there; choose 0 to 29"),
         ({"source": -1}, "picture -1 is not there"),
-        ({"source": True}, "picture True is not there"),
+        ({"source": True}, "base and source must each be the number of a picture"),
+        ({"base": {"number": 1}}, "base and source must"),
+        ({"base": [[{}]]}, "base and source must"),
+        ({"source": "no base64"}, "the picture of this state is no whole picture"),
+        ({"source": "bäse64"}, "the picture of this state is no whole picture"),
         ({"source": "bm8gcGljdHVyZQ=="}, "the picture of this state is no whole picture"),
         ({"box": [0, 0, 33, 8]}, "box=(0, 0, 33, 8) must be x0, y0, x1, y1 in 32 x 32 pixels"),
         ({"box": [8, 0, 4, 8]}, "box="),
@@ -360,8 +364,9 @@ def test_the_page_gets_files_and_odd_requests_do_nothing(widget, monkeypatch):
     before = widget.state
     for content in ({}, {"slot": "attic"}, {"slot": None, "name": 3}):
         widget._asked(content)
-    widget._asked({"name": "x.json", "text": "{'not': json"})
-    assert widget.message == "x.json is not JSON; give a state that was saved here" and widget.state == before
+    for text in ("{'not': json", "[" * 100_000, ""):
+        widget._asked({"name": "x.json", "text": text})
+        assert widget.message == "x.json is not JSON; give a state that was saved here" and widget.state == before
 
 
 def test_several_models_in_one_explorer():
