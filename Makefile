@@ -47,7 +47,7 @@ test: $(READY) ## everything that CI checks: style, tests, notebooks, claims; st
 test-faults: $(READY) ## the long fault-injection tests (kill -9, full disk, damaged checkpoints)
 	$(PY) -m pytest -m faults tests
 
-test-browser: $(READY) ## the explorer in JupyterLab and Voila, driven in Debian's chromium
+test-browser: $(READY) ## of these the explorer in JupyterLab and Voila alone, driven in Debian's chromium
 	$(PY) -m pytest -m browser tests/test_explorer_browser.py
 
 lab: $(READY) ## JupyterLab in notebooks/, on this machine only, with its token

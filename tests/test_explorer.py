@@ -387,8 +387,7 @@ def test_the_shipped_models_open_and_know_their_pictures():
         assert weights.stat().st_size < 2e6 and lens.overlays == ["none", *core.OVERLAYS]
     lens = widget.lenses["digits"]
     right = [lens.target(State(base=i, box=(0, 0, 0, 0))) == lens.split.labels[i] for i in range(60)]
-    run = json.loads((shipped.FOLDER / "digits.json").read_text())
-    assert run["metrics"]["top1_saol_last"] > 90 and sum(right) >= 50
+    assert shipped.shipped_run("digits").metrics["top1_saol_last"] > 90 and sum(right) >= 50
 
 
 def test_photographs_come_with_scikit_image():
