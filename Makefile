@@ -47,14 +47,14 @@ test: $(READY) ## everything that CI checks: style, tests, notebooks, claims; st
 test-faults: $(READY) ## the long fault-injection tests (kill -9, full disk, damaged checkpoints)
 	$(PY) -m pytest -m faults tests
 
-test-browser: $(READY) ## the explorer in JupyterLab and Voila, driven in Debian's chromium
+test-browser: $(READY) ## of these the explorer in JupyterLab and Voila alone, driven in Debian's chromium
 	$(PY) -m pytest -m browser tests/test_explorer_browser.py
 
 lab: $(READY) ## JupyterLab in notebooks/, on this machine only, with its token
 	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)/notebooks" $(AS_ROOT)
 
-explore: notebooks/explorer.ipynb $(READY) ## the interactive attention explorer in a browser, on this machine only
-	$(PY) -m voila notebooks/explorer.ipynb --Voila.ip=127.0.0.1
+explore: notebooks/explorer.ipynb $(READY) ## the attention explorer in a browser: this machine only, nothing from elsewhere
+	$(PY) -m voila notebooks/explorer.ipynb --Voila.ip=127.0.0.1 --Voila.config_file_paths=notebooks
 
 study: saol_lib/study.py $(READY) ## train every run of PROFILE's study on DATA, several at a time; goes on where it stopped
 	$(PY) -m saol_lib.study --profile "$(PROFILE)" $(DATA_FLAG)

@@ -21,15 +21,16 @@ const CSS = `
 .saol .middle { grid-area: stage; }
 .saol .right { grid-area: right; display: grid; gap: 8px; align-content: start; min-width: 0; }
 .saol .foot { grid-area: foot; display: flex; flex-wrap: wrap; gap: 6px 12px; align-items: center; border-top: 1px solid var(--faint); padding-top: 8px; }
-@container (max-width: 930px) { .saol .grid { --n: 340px; gap: 10px 14px;
+@container (min-width: 1110px) { .saol .grid { --n: 460px; --t: 52px; --thumbs: 168px; } }
+@container (max-width: 930px) { .saol .grid { --n: 340px; --t: 36px; --tile: 11px; gap: 10px 14px;
   grid-template: "stage right" auto "left left" auto "foot foot" auto / var(--n) minmax(230px, 1fr); } .saol .left { grid-template-columns: 1fr 1fr; }
   .saol .saol-hover { white-space: normal !important; min-height: 37px; } }
-@container (max-width: 590px) { .saol .grid { --n: 288px; grid-template: "stage" auto "right" auto "left" auto "foot" auto / minmax(0, 1fr); } }
+@container (max-width: 590px) { .saol .grid { --n: 288px; --t: 28px; --tile: 10px; grid-template: "stage" auto "right" auto "left" auto "foot" auto / minmax(0, 1fr); } }
 .saol .slot { display: grid; grid-template-columns: 68px 1fr; gap: 2px 10px; align-items: center; }
 .saol .slot > h3, .saol .thumbs { grid-column: 1 / 3; }
 .saol .slot > img { width: 68px; height: 68px; border-radius: 4px; }
 .saol .buttons { display: grid; gap: 3px; justify-items: start; }
-.saol .thumbs { display: grid; grid-template-columns: repeat(auto-fill, minmax(30px, 1fr)); gap: 3px; max-height: 130px; overflow-y: auto; padding: 3px; }
+.saol .thumbs { display: grid; grid-template-columns: repeat(auto-fill, minmax(30px, 1fr)); gap: 3px; max-height: var(--thumbs, 130px); overflow-y: auto; padding: 3px; }
 .saol .thumbs label, .saol .tile { position: relative; cursor: pointer; border-radius: 4px; }
 .saol .thumbs img { width: 100%; aspect-ratio: 1; border-radius: 3px; }
 .saol label.on { box-shadow: 0 0 0 3px var(--saol); }
@@ -48,8 +49,8 @@ const CSS = `
 .saol .ramp { flex: 1; height: 10px; border-radius: 2px; }
 .saol .saol-hover, .saol .saol-sum { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; max-width: var(--n); }
 .saol .tiles { display: flex; gap: 1px; align-items: center; padding: 4px 0 2px; justify-content: space-between; }
-.saol .tile { display: grid; justify-items: center; gap: 1px; padding: 2px; font-size: 12px; white-space: nowrap; }
-.saol .tile img, .saol .blank { width: 42px; height: 42px; border-radius: 3px; } .saol .blank { border: 1px dashed var(--faint); }
+.saol .tile { display: grid; justify-items: center; gap: 1px; padding: 2px; font-size: var(--tile, 12px); white-space: nowrap; }
+.saol .tile img, .saol .blank { width: var(--t, 42px); height: var(--t, 42px); border-radius: 3px; } .saol .blank { border: 1px dashed var(--faint); }
 .saol .rows { display: grid; gap: 1px; }
 .saol .row { position: relative; display: grid; grid-template-columns: var(--w) 1fr 84px; gap: 8px; align-items: center; padding: 1px 6px;
   border-radius: 4px; cursor: pointer; }
@@ -81,6 +82,7 @@ function h(tag, props = {}, ...children) {
     if (key in node && key !== "role") node[key] = value; else node.setAttribute(key, value);
   }
   node.append(...children.filter((child) => child !== ""));
+  node.dataset.lmSuppressShortcuts = "true";  // else JupyterLab takes keys for its own: B adds a cell, D D deletes one
   return node;
 }
 
@@ -114,12 +116,15 @@ function render({ model, el }) {
   model.on("change", update);
   model.on("msg:custom", (content, buffers) => save(content.name, buffers[0]));
   update();
-  const linked = /^#saol=([\w-]+)$/.exec(location.hash);
-  if (linked) {
-    const bytes = Uint8Array.from(atob(linked[1].replace(/-/g, "+").replace(/_/g, "/")), (c) => c.charCodeAt(0));
-    model.send({ name: "the link's state", text: new TextDecoder().decode(bytes) });
-  }
   for (const still of document.querySelectorAll('img[alt^="Still picture"]')) still.style.display = "none";
+  const linked = /#saol=([\w-]+)/.exec(location.hash);
+  if (!linked) return;
+  let text = "";
+  try {
+    const bytes = Uint8Array.from(atob(linked[1].replace(/-/g, "+").replace(/_/g, "/")), (c) => c.charCodeAt(0));
+    text = new TextDecoder().decode(bytes);
+  } catch { /* a link that was cut: Python says so */ }
+  model.send({ name: "The link's state", text });
 }
 
 function build(model, root, id, choose) {

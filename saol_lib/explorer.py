@@ -1,38 +1,26 @@
 """The attention explorer: drag a patch of one picture over another and watch what both output layers make of it.
 
 `State` is what the user chose, a `Lens` turns it into what is seen, and `AttentionExplorer` is the widget around them,
-drawn by explorer.js. `python -m saol_lib.explorer --make-models [NAME [DATA_DIR]]` trains its models.
+drawn by explorer.js.
 """
 
 import base64
 import io
 import json
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import anywidget
-import matplotlib.pyplot as plt
-import safetensors.torch
-import torch
 import torch.nn.functional as F
 import traitlets
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from saol_lib import figures, runs
-from saol_lib.config import RunConfig
-from saol_lib.data import Dataset, Split, digit_scenes, load, mean_and_std
+from saol_lib.data import Dataset
 from saol_lib.lens import MAX_BYTES, Lens, State, png, read_picture
-from saol_lib.models import SAOLNet, load_weights
+from saol_lib.models import SAOLNet
+from saol_lib.shipped import FOLDER, MODELS, load_shipped
 
 THUMBS = 24  # pictures to pick from; more are reached by chance
-SHIPPED = runs.RESULTS / "models"
-MODELS = {
-    "digits": RunConfig(arm="saol_cutmix_ss_sd", epochs=15, logit_width=40),
-    "cifar10": RunConfig(dataset="cifar10", arm="saol_cutmix_ss_sd", epochs=16, batch_size=128, logit_width=40),
-}
-PHOTOGRAPHS = {"chelsea.png": 3, "rocket.jpg": -1, "motorcycle_left.png": -1, "astronaut.png": -1, "coffee.png": -1}
 
 
 class AttentionExplorer(anywidget.AnyWidget):
@@ -58,7 +46,7 @@ class AttentionExplorer(anywidget.AnyWidget):
     @classmethod
     def shipped(cls) -> "AttentionExplorer":
         """With all small models of this repository, to choose from on the page."""
-        first, *others = [name for name in MODELS if (SHIPPED / f"{name}.json").exists()]
+        first, *others = [name for name in MODELS if (FOLDER / f"{name}.json").exists()]
         return cls(*load_shipped(first), first, **{name: Lens(*load_shipped(name)) for name in others})
 
     def lens(self, state: State) -> tuple[Lens, State]:
@@ -87,8 +75,12 @@ class AttentionExplorer(anywidget.AnyWidget):
 
     def file(self, kind: str) -> bytes:
         """The figure of what is shown as "svg" or "png", the same bytes for the same state."""
+        import matplotlib.pyplot as plt  # slow to load, and for exports alone
+
+        from saol_lib.figures import STYLE
+
         file, metadata = io.BytesIO(), {"svg": {"Date": None}, "png": {"Software": None}}[kind]
-        with plt.rc_context(figures.STYLE):
+        with plt.rc_context(STYLE):
             self.render(self.state).savefig(file, format=kind, metadata=metadata, dpi=150, bbox_inches="tight")
         return file.getvalue()
 
@@ -110,8 +102,8 @@ class AttentionExplorer(anywidget.AnyWidget):
                 self.upload(bytes(buffers[0]), content["slot"], name)
             elif content.get("figure") in ("svg", "png"):
                 self.send({"name": f"saol.{content['figure']}"}, [self.file(content["figure"])])
-        except ValueError as error:
-            unread = isinstance(error, json.JSONDecodeError)
+        except (ValueError, RecursionError) as error:
+            unread = isinstance(error, json.JSONDecodeError | RecursionError)
             self.message = f"{name} is not JSON; give a state that was saved here" if unread else str(error)
             self.choices = asdict(self.state) | {"box": list(self.state.box)}
 
@@ -122,43 +114,3 @@ def _setup(lens: Lens) -> dict:
     labels, count = lens.split.labels[:THUMBS].tolist(), len(lens.split.images)
     named = {"thumbs": thumbs, "labels": labels, "count": count, "overlays": lens.overlays}
     return named | {"size": list(lens.size), "classes": list(lens.classes), "limit": MAX_BYTES}
-
-
-def photographs(size: tuple[int, int]) -> Split:
-    """The photographs that scikit-image's wheel holds, with their classes in CIFAR-10."""
-    import skimage
-
-    folder = Path(skimage.__file__).parent / "data"
-    photos = [read_picture((folder / photo).read_bytes(), photo, size)[0] for photo in PHOTOGRAPHS]
-    return Split(torch.stack(photos), torch.tensor(list(PHOTOGRAPHS.values())))
-
-
-def load_shipped(name: str) -> tuple[SAOLNet, Dataset, tuple[Tensor, Tensor]]:
-    """A small trained model of results/models, pictures for it (digit scenes, or photographs), and its scaling."""
-    from saol_lib.training import new_model
-
-    run, weights = json.loads((SHIPPED / f"{name}.json").read_text()), SHIPPED / f"{name}.safetensors"
-    model = new_model(RunConfig.of(**run["config"]))
-    load_weights(model, safetensors.torch.load_file(weights), weights.name)
-    split = digit_scenes(200, seed=13, test=True) if name == "digits" else photographs((32, 32))
-    scaling = tuple(torch.tensor(run["normalisation"][key]) for key in ("mean", "std"))
-    return model, Dataset(split, split, tuple(run["classes"]), ""), scaling
-
-
-def make_model(name: str, data_dir: str | None = None, results: str | Path = SHIPPED / "checkpoints") -> None:
-    """Train a shipped model (a finished run is taken as it is); write its weights and its run to results/models."""
-    from saol_lib.training import load_model, train
-
-    run, dataset = train(replace(MODELS[name], data_dir=data_dir), results), load(MODELS[name].dataset, data_dir)
-    weights = {key: value.contiguous() for key, value in load_model(run, results).state_dict().items()}
-    mean, std = (value.tolist() for value in mean_and_std(dataset.train.images))
-    more = {"classes": dataset.classes, "normalisation": {"mean": mean, "std": std}}
-    runs.write_whole(SHIPPED / f"{name}.safetensors", safetensors.torch.save(weights))
-    runs.write_json(SHIPPED / f"{name}.json", run._asdict() | more)
-
-
-if __name__ == "__main__":
-    option, name, *where = [*sys.argv[1:], *["--make-models", "digits"][len(sys.argv[1:]) :]]
-    if len(sys.argv) < 2 or option != "--make-models" or name not in MODELS or len(where) > 1:
-        sys.exit(f"usage: python -m saol_lib.explorer --make-models [NAME [DATA_DIR]], NAME one of {', '.join(MODELS)}")
-    make_model(name, *where)

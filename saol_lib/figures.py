@@ -168,3 +168,54 @@ def save(figure: Figure, results: str | Path, name: str) -> None:
         with plt.rc_context(STYLE):
             figure.savefig(file, format=kind, metadata=metadata, bbox_inches="tight")
         write_whole(resolve(results) / "figures" / f"{name}.{kind}", file.getvalue())
+
+
+@plt.rc_context(STYLE)
+def pair_rows(images: Tensor, boxes: Tensor, groups: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> Figure:
+    """CutMix-ed images uint8 (N, 3, H, W), a row each with its name, and their maps (N, h, w) by title.
+
+    boxes (N, 4): the patches, inclusive pixels, outlined everywhere. The maps of one group share a row's colour scale.
+    """
+    columns = 1 + sum(map(len, groups))
+    figure, axes = _figure(WIDTH, 0.5 + 0.62 * len(images), len(images), columns)
+    for i, (first, *tiles) in enumerate(axes):
+        _draw(first, images[i], boxes[i])
+        first.text(-0.12, 0.5, names[i], transform=first.transAxes, ha="right", va="center", size=7)
+        for group in groups:
+            limits = {"vmin": min(v[i].min() for v in group.values()), "vmax": max(v[i].max() for v in group.values())}
+            for values in group.values():
+                _draw(tiles.pop(0), values[i], boxes[i], images.shape[2:], **limits)
+    for tile, title in zip(axes[0], ["mixed", *(title for group in groups for title in group)], strict=True):
+        tile.set_title(title, size=8)
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0.02, hspace=0.02)
+    return figure
+
+
+@plt.rc_context(STYLE)
+def share_curves(table: pd.DataFrame) -> Figure:
+    """A panel each of `panel`, a line each of `reading`: `value` by `area`, both in 0..1 and shown in percent.
+
+    Dots are means over ninths of the areas 5 to 95 %, their bars 95 % bootstrap intervals, bands the middle half.
+    """
+    ninths = (5 + 10 * ((100 * table.area - 5) // 10).clip(0, 8)) + 5
+    table = table.assign(area=ninths, value=100 * table.value)
+    colours = dict(zip(table.reading.unique(), ["#0072B2", "#D55E00", "black"], strict=False))
+    shared = {"x": "area", "y": "value", "hue": "reading", "palette": colours}
+    grid = sns.relplot(table, **shared, col="panel", kind="line", errorbar=("pi", 50), height=3.3, aspect=0.82)
+    dots = {
+        "errorbar": ("ci", 95),
+        "n_boot": 200,
+        "seed": 0,
+        "err_style": "bars",
+        "marker": "o",
+        "linestyle": "",
+        "legend": False,
+    }
+    for (panel, part), tile in zip(table.groupby("panel", sort=False), grid.axes.flat, strict=True):
+        sns.lineplot(part, **shared, **dots, ax=tile, markersize=4)
+        tile.plot([0, 100], [0, 100], color="0.4", linestyle="--", linewidth=1)
+        tile.set(title=panel, xlim=(0, 100), ylim=(0, 100), aspect="equal")
+    grid.set_axis_labels("area (% of the image)", "share (%)")
+    sns.move_legend(grid, "lower center", ncol=3, title="", bbox_to_anchor=(0.45, 0.98))
+    plt.close(grid.figure)
+    return grid.figure

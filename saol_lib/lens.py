@@ -7,15 +7,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from saol_lib import figures
 from saol_lib.cutmix import paste
 from saol_lib.data import Dataset, mean_and_std
 from saol_lib.layers import Outputs
@@ -23,7 +22,7 @@ from saol_lib.localization import largest_box, mass_inside, raw_maps, stretch
 from saol_lib.models import SAOLNet
 
 OVERLAYS = {"attention": "A", "spatial": "Yₖ", "saol": "A·Yₖ", "mask": "Mask", "cam": "CAM", "grad_cam": "Grad-CAM"}
-PALETTES = {name: torch.tensor(255 * plt.colormaps[name](range(256))[:, :3]).byte() for name in ("viridis", "cividis")}
+PALETTES = {name: torch.tensor(255 * colormaps[name](range(256))[:, :3]).byte() for name in ("viridis", "cividis")}
 FORMATS, MAX_BYTES, MAX_PIXELS, MIN_SIDE = ("PNG", "JPEG", "WEBP", "GIF", "BMP"), 8_000_000, 50_000_000, 8
 
 
@@ -83,6 +82,8 @@ class Lens:
 
     def check(self, state: State) -> State:
         """The state with its patch filled in; ValueError with one sentence for a value that is out of range."""
+        if not {type(state.base), type(state.source)} <= {int, str}:
+            raise ValueError("base and source must each be the number of a picture, or an uploaded picture as text")
         (height, width), last = self.size, len(self.classes) - 1
         about = (self.picture(state.base), self.picture(state.source))[1][2] or (width // 2, 4, width - 5, height - 5)
         first = max(about[0] - 2, 0), max(about[1] - 2, 0), min(about[2] + 3, width), min(about[3] + 3, height)
@@ -107,7 +108,10 @@ class Lens:
     def _picture(self, which: int | str) -> tuple[Tensor, int, tuple | None]:
         """A picture (3, H, W), its class or -1, and its object's box (both ends inclusive) or None."""
         if isinstance(which, str):
-            return read_picture(base64.b64decode(which), "the picture of this state", self.size)[0], -1, None
+            data = b""
+            with suppress(ValueError):
+                data = base64.b64decode(which)
+            return read_picture(data, "the picture of this state", self.size)[0], -1, None
         images, labels, boxes = self.split
         if type(which) is not int or not 0 <= which < len(images):
             raise ValueError(f"picture {which!r} is not there; choose 0 to {len(images) - 1}")
@@ -211,6 +215,8 @@ class Lens:
 
     def render(self, state: State) -> Figure:
         """The state as a figure: the mixed picture, the same under its overlay, A, Y_k, A * Y_k; predictions above."""
+        from saol_lib.figures import panels  # slow to load, and for exports alone
+
         mixed, told, (x0, y0, x1, y1) = self.mixed(state.scene)[0], self.numbers(state), state.box
         tiles, boxes = {"mixed": mixed}, {"mixed": torch.tensor([x0, y0, x1 - 1, y1 - 1])}
         if state.overlay != "none":
@@ -220,7 +226,7 @@ class Lens:
             boxes[title] = torch.tensor(told["box"]) if told["box"] else None
         parts = ("attention", "spatial", "saol")
         maps = {OVERLAYS[name]: self.map(state.scene, name, told["k"]) for name in parts}
-        figure = figures.panels(tiles | maps, boxes)
+        figure = panels(tiles | maps, boxes)
         for name, tile in zip(parts, figure.axes[len(tiles) :], strict=False):
             tile.images[0].set(cmap=state.colours, clim=self.limits(state, name))
         lines = [f"k = {self.classes[told['k']]}"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from saol_lib import build_model, explorer
+from saol_lib import build_model, shipped
 from saol_lib import lens as core
 from saol_lib.data import Dataset, digit_scenes, mean_and_std
 from saol_lib.explorer import AttentionExplorer
@@ -59,7 +59,11 @@ def test_a_state_survives_json(lens):
     [
         ({"base": 30}, "picture 30 is not there; choose 0 to 29"),
         ({"source": -1}, "picture -1 is not there"),
-        ({"source": True}, "picture True is not there"),
+        ({"source": True}, "base and source must each be the number of a picture"),
+        ({"base": {"number": 1}}, "base and source must"),
+        ({"base": [[{}]]}, "base and source must"),
+        ({"source": "no base64"}, "the picture of this state is no whole picture"),
+        ({"source": "bäse64"}, "the picture of this state is no whole picture"),
         ({"source": "bm8gcGljdHVyZQ=="}, "the picture of this state is no whole picture"),
         ({"box": [0, 0, 33, 8]}, "box=(0, 0, 33, 8) must be x0, y0, x1, y1 in 32 x 32 pixels"),
         ({"box": [8, 0, 4, 8]}, "box="),
@@ -360,8 +364,9 @@ def test_the_page_gets_files_and_odd_requests_do_nothing(widget, monkeypatch):
     before = widget.state
     for content in ({}, {"slot": "attic"}, {"slot": None, "name": 3}):
         widget._asked(content)
-    widget._asked({"name": "x.json", "text": "{'not': json"})
-    assert widget.message == "x.json is not JSON; give a state that was saved here" and widget.state == before
+    for text in ("{'not': json", "[" * 100_000, ""):
+        widget._asked({"name": "x.json", "text": text})
+        assert widget.message == "x.json is not JSON; give a state that was saved here" and widget.state == before
 
 
 def test_several_models_in_one_explorer():
@@ -378,16 +383,15 @@ def test_the_shipped_models_open_and_know_their_pictures():
     widget = AttentionExplorer.shipped()
     assert "digits" in widget.lenses
     for name, lens in widget.lenses.items():
-        weights = explorer.SHIPPED / f"{name}.safetensors"
+        weights = shipped.FOLDER / f"{name}.safetensors"
         assert weights.stat().st_size < 2e6 and lens.overlays == ["none", *core.OVERLAYS]
     lens = widget.lenses["digits"]
     right = [lens.target(State(base=i, box=(0, 0, 0, 0))) == lens.split.labels[i] for i in range(60)]
-    run = json.loads((explorer.SHIPPED / "digits.json").read_text())
-    assert run["metrics"]["top1_saol_last"] > 90 and sum(right) >= 50
+    assert shipped.shipped_run("digits").metrics["top1_saol_last"] > 90 and sum(right) >= 50
 
 
 def test_photographs_come_with_scikit_image():
     pytest.importorskip("skimage")
-    images, labels, boxes = explorer.photographs((32, 32))
+    images, labels, boxes = shipped.photographs((32, 32))
     assert images.shape == (5, 3, 32, 32) and labels.tolist() == [3, -1, -1, -1, -1] and boxes is None
     assert images.float().std(dim=(1, 2, 3)).min() > 10

@@ -1,6 +1,7 @@
 """Figures are tested through the data they draw: nobody compares pixels."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.colors import same_color, to_rgb
@@ -149,3 +150,37 @@ def test_save_writes_the_same_small_files_again(scenes, runs, tmp_path):
     assert written[0] == written[1]
     assert all(1_000 < len(data) < 300_000 for data in written[0])
     assert b"<dc:date>" not in written[0][3] and b"Software" not in written[0][2]
+
+
+def test_pair_rows_give_the_maps_of_a_group_one_scale_in_each_row(scenes):
+    images, attention, boxes = scenes
+    one, two = attention[:, 0], 3 * attention[:, 0].flip(0)
+    figure = figures.pair_rows(images, boxes, [{"A": one}, {"Y pasted": two, "Y base": one}], ["x", "y", "z"])
+    rows = np.array(figure.axes).reshape(3, 4)
+    assert [tile.get_title() for tile in rows[0]] == ["mixed", "A", "Y pasted", "Y base"]
+    for i, (mixed, a, pasted, base) in enumerate(rows):
+        assert mixed.texts[0].get_text() == "xyz"[i]
+        assert np.array_equal(mixed.images[0].get_array(), images[i].permute(1, 2, 0))
+        assert np.array_equal(pasted.images[0].get_array(), two[i]) and np.array_equal(
+            base.images[0].get_array(), one[i]
+        )
+        both = torch.stack([one[i], two[i]])
+        assert a.images[0].get_clim() == pytest.approx((float(one[i].min()), float(one[i].max())))
+        assert pasted.images[0].get_clim() == base.images[0].get_clim() == (float(both.min()), float(both.max()))
+        for tile in (mixed, a, pasted, base):
+            assert tile.patches[0].get_bbox().bounds == (1.5, 0.5, 8.0, 7.0)
+
+
+def test_share_curves_draw_the_mean_and_the_middle_half_of_each_ninth():
+    values = {0.07: [0.1, 0.2, 0.3, 0.4, 0.5], 0.94: [0.9] * 5}
+    rows = [("p", "SAOL", area, value) for area, part in values.items() for value in part]
+    table = pd.DataFrame([*rows, ("q", "GAP-FC", 0.5, 0.6)], columns=["panel", "reading", "area", "value"])
+    figure = figures.share_curves(table)
+    left, right = figure.axes
+    assert [left.get_title(), right.get_title()] == ["p", "q"]
+    (line, *_) = [line for line in left.lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"]
+    assert line.get_xydata().tolist() == [[10.0, pytest.approx(30)], [90.0, pytest.approx(90)]]
+    assert [0, 100] in [list(line.get_xdata()) for line in left.lines if line.get_linestyle() == "--"]
+    band = {round(y) for y in left.collections[0].get_paths()[0].vertices[:, 1]}
+    assert band == {20, 40, 90}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["SAOL", "GAP-FC"]

@@ -22,8 +22,8 @@ MODULES = sorted((ROOT / "saol_lib").glob("*.py"))
 # module needs a place here.
 FLOORS = [
     ["layers", "peers", "cutmix", "backbones", "data", "runs", "figures"],
-    ["losses", "models", "config", "recipe", "distributed", "boxes", "localization", "evidence"],
-    ["training", "lens", "explorer"],
+    ["losses", "models", "config", "recipe", "distributed", "boxes", "localization", "pairs", "evidence"],
+    ["training", "lens", "shipped", "explorer"],
     ["study", "cost"],
     ["__init__"],
 ]
