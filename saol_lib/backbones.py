@@ -4,19 +4,24 @@ resnet-D[-W]             He et al. 2016, basic blocks, D = 6n + 2, stages W, 2W,
 wrn-D-K                  Zagoruyko and Komodakis 2016, D = 6n + 4, stages 16K, 32K, 64K wide
 densenet-bc-D-G          Huang et al. 2017, bottlenecks and compression 0.5, D = 6n + 4, growth G
 pyramidnet[-bn]-D-A      Han et al. 2017, D = 6n + 2 (bottleneck "-bn": 9n + 2), widened by A in all
+pyramidnet[-bn]-shakedrop[-batch]-D-A   the same with ShakeDrop in every unit, drawn for each sample, or once a batch
 resnet18/34/50/101/152, resnext50_32x4d, resnext101_32x8d, wide_resnet50_2, ...   as torchvision names them
 """
 
 import re
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torchvision
 from pytorchcv.models.densenet_cifar import CIFARDenseNet
+from pytorchcv.models.pyramidnet import PyrUnit
 from pytorchcv.models.pyramidnet_cifar import CIFARPyramidNet
 from pytorchcv.models.resnet_cifar import CIFARResNet
 from pytorchcv.models.wrn_cifar import CIFARWRN
 from torch import nn
+
+from saol_lib.peers import add_shakedrop
 
 
 class Backbone(NamedTuple):
@@ -61,12 +66,15 @@ def _densenet(name: str, num_classes: int, depth: int, growth: int) -> Backbone:
     return Backbone(CIFARDenseNet(channels, 2 * growth, bottleneck=True, num_classes=num_classes), _PREACTIVATED)
 
 
-def _pyramidnet(name: str, num_classes: int, depth: int, alpha: int, bottleneck: bool = False) -> Backbone:
+def _pyramidnet(name: str, num_classes: int, depth: int, alpha: int, bottleneck: bool, shake: str) -> Backbone:
     units = _units(name, depth, 3 if bottleneck else 2, 2)
     widths = list(accumulate([alpha / (3 * units)] * (3 * units), initial=16.0))[1:]
     outs = [round(w) * (4 if bottleneck else 1) for w in widths]
     channels = [outs[i:j] for i, j in pairwise(range(0, 3 * units + 1, units))]
-    return Backbone(CIFARPyramidNet(channels, 16, bottleneck, num_classes=num_classes), _PREACTIVATED)
+    network = CIFARPyramidNet(channels, 16, bottleneck, num_classes=num_classes)
+    if shake:
+        add_shakedrop([m for m in network.modules() if isinstance(m, PyrUnit)], shake)
+    return Backbone(network, _PREACTIVATED)
 
 
 def _imagenet(name: str, num_classes: int, pretrained: bool) -> Backbone:
@@ -85,9 +93,11 @@ def build_backbone(name: str, num_classes: int, pretrained: bool = False) -> Bac
         r"resnet-(\d+)(?:-(\d+))?": _resnet,
         r"wrn-(\d+)-(\d+)": _wrn,
         r"densenet-bc-(\d+)-(\d+)": _densenet,
-        r"pyramidnet-(\d+)-(\d+)": _pyramidnet,
-        r"pyramidnet-bn-(\d+)-(\d+)": lambda *args: _pyramidnet(*args, bottleneck=True),
     }
+    for bottleneck in ("", "-bn"):
+        for infix, shake in (("", ""), ("-shakedrop", "sample"), ("-shakedrop-batch", "batch")):
+            build = partial(_pyramidnet, bottleneck=bool(bottleneck), shake=shake)
+            families[rf"pyramidnet{bottleneck}{infix}-(\d+)-(\d+)"] = build
     for pattern, build in families.items():
         if found := re.fullmatch(pattern, name):
             if pretrained:

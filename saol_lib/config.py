@@ -16,7 +16,7 @@ class Arm(NamedTuple):
     """What an arm of the study switches on. CutMix is part of the arm."""
 
     heads: tuple[str, ...]
-    terms: tuple[str, ...]  # of sl, ss1, ss2, sd, gap_ce
+    terms: tuple[str, ...]  # of sl, ss1, ss2, sd, gap_ce, aux_ce
     cutmix: bool = False
 
 
@@ -33,6 +33,8 @@ ARMS = {
     "saol_cutmix_ss": Arm(("saol",), ("sl", "ss1", "ss2"), True),
     "saol_cutmix_sd": Arm(_BOTH, ("sl", "sd"), True),
     "saol_cutmix_ss_sd": Arm(_BOTH, ("sl", "ss1", "ss2", "sd"), True),
+    "abn": Arm(("abn",), ("gap_ce", "aux_ce")),
+    "abn_cutmix": Arm(("abn",), ("gap_ce", "aux_ce"), True),
 }
 
 _CHOICES = {

@@ -14,6 +14,7 @@ from torchvision.models.feature_extraction import NodePathTracer, create_feature
 from saol_lib.backbones import build_backbone
 from saol_lib.data import stream_seed
 from saol_lib.layers import GAPFC, SAOL, Outputs
+from saol_lib.peers import ABN
 
 HEADS = ("gap", "saol")
 _POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
@@ -62,8 +63,8 @@ def build_model(
     pretrained: bool = False,
     seed: int | None = None,
     **options,
-) -> SAOLNet:
-    """A backbone by name (see `saol_lib.backbones`) with the output layers `heads` ("gap", "saol").
+) -> SAOLNet | ABN:
+    """A backbone by name (see `saol_lib.backbones`) with the output layers `heads` ("gap", "saol"); ("abn",): an ABN.
 
     blocks: how many of the last stages feed the spatial logits; options: those of `SAOL`.
     seed: backbone and SAOL are drawn from two streams of it, so that networks of one seed share their backbone's
@@ -74,6 +75,9 @@ def build_model(
         network, nodes = build_backbone(backbone, num_classes, pretrained)
     if not 1 <= blocks <= len(nodes):
         raise ValueError(f"blocks={blocks}: {backbone} has {len(nodes)} stages; choose 1 to {len(nodes)}")
+    if tuple(heads) == ("abn",):
+        with _seeded(seed, "head"):
+            return ABN(network, nodes, num_classes)
     options |= {"separable": separable, "output_size": output_size}
     return attach_saol(network, nodes[-blocks:], num_classes, heads=heads, seed=seed, **options)
 
@@ -95,7 +99,7 @@ def attach_saol(
     options: those of `SAOL`. Raises ValueError for unknown or repeated nodes, and where X_L is not what is pooled.
     """
     if not heads or not set(heads) <= set(HEADS):
-        raise ValueError(f"heads={heads!r} must name one or both of {HEADS}")
+        raise ValueError(f"heads={heads!r} must name one or both of {HEADS}; build_model also takes ('abn',)")
     if isinstance(model, SAOLNet):
         raise ValueError("this network has its output layers already; attach SAOL to the plain backbone")
     _check_nodes(model, nodes)

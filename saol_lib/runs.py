@@ -18,7 +18,10 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-MODULES = ("backbones", "config", "cutmix", "data", "distributed", "layers", "losses", "models", "recipe", "training")
+MODULES = (
+    *("backbones", "config", "cutmix", "data", "distributed", "layers"),
+    *("losses", "models", "peers", "recipe", "training"),
+)
 log = logging.getLogger("saol_lib")
 
 
@@ -73,6 +76,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def save_run(results: Path, run: Run, folder: str = "runs") -> None:
+    """folder: "runs", or "measures" for what is measured on a finished run: its config, and the "method"."""
     write_json(results / folder / f"{run.id}.json", {k: v for k, v in run._asdict().items() if v is not None})
 
 

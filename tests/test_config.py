@@ -130,7 +130,8 @@ def test_arms_switch_on_what_they_say():
         assert ("sd" in arm.terms) == name.endswith("_sd"), name
         assert ("gap" in arm.heads) == (name.startswith("gap_fc") or name.endswith(("_sd", "_ce"))), name
         assert ("sl" in arm.terms) == ("saol" in arm.heads) == name.startswith("saol"), name
-        assert ("gap_ce" in arm.terms) == (name.startswith("gap_fc") or name == "saol_ce"), name
+        assert ("gap_ce" in arm.terms) == (name.startswith(("gap_fc", "abn")) or name == "saol_ce"), name
+        assert ("aux_ce" in arm.terms) == (arm.heads == ("abn",)) == name.startswith("abn"), name
 
 
 @given(

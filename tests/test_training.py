@@ -22,7 +22,7 @@ from saol_lib.cutmix import mix
 from saol_lib.data import Batches, load, mean_and_std
 from saol_lib.training import Busy, Interrupted, NotANumber, Trainer, evaluate, load_model, new_model, train
 
-TINY = {"train_images": 200, "epochs": 2, "backbone": "resnet-8-4", "batch_size": 50, "lr": 0.05}
+TINY = {"train_images": 200, "epochs": 2, "backbone": "resnet-8-8", "batch_size": 50, "lr": 0.05}
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(runs.ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -36,6 +36,11 @@ def few_test_images(monkeypatch):
 
 def config(arm="gap_fc", **values):
     return RunConfig(arm=arm, **TINY | values)
+
+
+def layers(arm):
+    """The output layers that are read: ABN's own answer is that of its GAP-FC layer."""
+    return ["gap" if head == "abn" else head for head in ARMS[arm].heads]
 
 
 def go(folder, arm="gap_fc", **values):
@@ -71,23 +76,23 @@ def same(a, b):
 # --- it learns -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arm", ["gap_fc", "saol_cutmix_ss_sd"])
+@pytest.mark.parametrize("arm", ["gap_fc", "saol_cutmix_ss_sd", "abn"])
 def test_it_learns(tmp_path, arm):
     """A small set is learnt by heart, far from the ln 10 = 2.30 and the 10 % of chance."""
     settings = config(
         arm, train_images=60, epochs=60, batch_size=30, backbone="resnet-8-8", pad=0, lr=0.1, eval_every=0
     )
     run = train(settings, tmp_path, progress=False)
-    name = "loss_gap_ce" if arm == "gap_fc" else "loss_sl"
+    name = "loss_sl" if "saol" in arm else "loss_gap_ce"
     first, last = run.epochs[0][name], run.epochs[-1][name]
-    assert first > 2.0 and last < (0.2 if arm == "gap_fc" else 1.0), (first, last)  # CutMix's soft labels have entropy
+    assert first > 2.0 and last < (1.0 if "saol" in arm else 0.2), (first, last)  # CutMix's soft labels have entropy
     trainer = Trainer(settings, tmp_path)
     pixels = Batches(
         trainer.dataset.train.subset(torch.arange(0)), trainer.device, *mean_and_std(trainer.dataset.train.images)
     )
     pixels.pixels, pixels.labels = trainer.train_batches.pixels, trainer.train_batches.labels  # those it was trained on
     scores = evaluate(load_model(run, tmp_path), pixels)
-    assert set(scores) == {f"top1_{head}" for head in ARMS[arm].heads} and min(scores.values()) > 90, scores
+    assert set(scores) == {f"top1_{layer}" for layer in layers(arm)} and min(scores.values()) > 90, scores
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -98,7 +103,7 @@ def test_every_arm_with_every_schedule(tmp_path, arm, schedule):
     values = {"cutmix_schedule": schedule, "cutmix_probability": 0.5 if schedule == "paired" else 1.0}
     run = go(tmp_path, arm, epochs=1, train_images=100, **values)
     assert run.status == "finished" and len(run.epochs) == 1
-    assert set(run.metrics) == {f"top1_{head}_{which}" for head in ARMS[arm].heads for which in ("last", "best")}
+    assert set(run.metrics) == {f"top1_{layer}_{which}" for layer in layers(arm) for which in ("last", "best")}
     losses = {name.removeprefix("loss_"): value for name, value in run.epochs[0].items() if name.startswith("loss_")}
     assert set(losses) == {*ARMS[arm].terms, "total"} and all(0 < value < 10 for value in losses.values())
     weights = config(arm).weights
@@ -200,7 +205,7 @@ def test_arms_of_one_seed_are_pairs(tmp_path, monkeypatch):
 
 
 def test_arms_of_one_seed_start_from_one_backbone():
-    models = {arm: new_model(config(arm)) for arm in ARMS}
+    models = {arm: new_model(config(arm)) for arm in ARMS if not arm.startswith("abn")}
     first = dict(models["gap_fc"].body.named_parameters())
     heads = set()
     for arm, model in models.items():
