@@ -117,14 +117,18 @@ function render({ model, el }) {
   model.on("msg:custom", (content, buffers) => save(content.name, buffers[0]));
   update();
   for (const still of document.querySelectorAll('img[alt^="Still picture"]')) still.style.display = "none";
-  const linked = /#saol=([\w-]+)/.exec(location.hash);
-  if (!linked) return;
-  let text = "";
-  try {
-    const bytes = Uint8Array.from(atob(linked[1].replace(/-/g, "+").replace(/_/g, "/")), (c) => c.charCodeAt(0));
-    text = new TextDecoder().decode(bytes);
-  } catch { /* a link that was cut: Python says so */ }
-  model.send({ name: "The link's state", text });
+  const follow = (address) => {
+    const linked = /#saol=([\w-]+)/.exec(address);
+    if (!linked) return;
+    let text = "";
+    try {
+      const bytes = Uint8Array.from(atob(linked[1].replace(/-/g, "+").replace(/_/g, "/")), (c) => c.charCodeAt(0));
+      text = new TextDecoder().decode(bytes);
+    } catch { /* a link that was cut: Python says so */ }
+    model.send({ name: "The link's state", text });
+  };
+  window.addEventListener("hashchange", () => follow(location.hash));
+  follow(location.hash || performance.getEntriesByType("navigation")[0]?.name);  // Lab takes the hash away meanwhile
 }
 
 function build(model, root, id, choose) {
