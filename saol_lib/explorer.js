@@ -24,7 +24,7 @@ const CSS = `
 @container (min-width: 1110px) { .saol .grid { --n: 460px; --t: 52px; --thumbs: 168px; } }
 @container (max-width: 930px) { .saol .grid { --n: 340px; --t: 36px; --tile: 11px; gap: 10px 14px;
   grid-template: "stage right" auto "left left" auto "foot foot" auto / var(--n) minmax(230px, 1fr); } .saol .left { grid-template-columns: 1fr 1fr; }
-  .saol .saol-hover { white-space: normal !important; min-height: 37px; } }
+  .saol .saol-hover { min-height: 37px; } .saol .saol-hover, .saol .saol-sum { white-space: normal !important; } }
 @container (max-width: 590px) { .saol .grid { --n: 288px; --t: 28px; --tile: 10px; grid-template: "stage" auto "right" auto "left" auto "foot" auto / minmax(0, 1fr); } }
 .saol .slot { display: grid; grid-template-columns: 68px 1fr; gap: 2px 10px; align-items: center; }
 .saol .slot > h3, .saol .thumbs { grid-column: 1 / 3; }
@@ -117,14 +117,18 @@ function render({ model, el }) {
   model.on("msg:custom", (content, buffers) => save(content.name, buffers[0]));
   update();
   for (const still of document.querySelectorAll('img[alt^="Still picture"]')) still.style.display = "none";
-  const linked = /#saol=([\w-]+)/.exec(location.hash);
-  if (!linked) return;
-  let text = "";
-  try {
-    const bytes = Uint8Array.from(atob(linked[1].replace(/-/g, "+").replace(/_/g, "/")), (c) => c.charCodeAt(0));
-    text = new TextDecoder().decode(bytes);
-  } catch { /* a link that was cut: Python says so */ }
-  model.send({ name: "The link's state", text });
+  const follow = (address) => {
+    const linked = /#saol=([\w-]+)/.exec(address);
+    if (!linked) return;
+    let text = "";
+    try {
+      const bytes = Uint8Array.from(atob(linked[1].replace(/-/g, "+").replace(/_/g, "/")), (c) => c.charCodeAt(0));
+      text = new TextDecoder().decode(bytes);
+    } catch { /* a link that was cut: Python says so */ }
+    model.send({ name: "The link's state", text });
+  };
+  window.addEventListener("hashchange", () => follow(location.hash));
+  follow(location.hash || performance.getEntriesByType("navigation")[0]?.name);  // Lab takes the hash away meanwhile
 }
 
 function build(model, root, id, choose) {

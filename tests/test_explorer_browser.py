@@ -1,5 +1,6 @@
 """The explorer in a real browser, in JupyterLab and through Voila. Screenshots go to results/quick/screenshots."""
 
+import base64
 import importlib
 import io
 import json
@@ -33,6 +34,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
          "--disable-component-update", "--disable-sync"]  # fmt: skip
 BOX = (5, 6, 21, 18)
 START = State(model="digits", box=BOX)
+LINKED = replace(START, base=2, overlay="attention", threshold=0.4)
 
 
 # --- two servers, each with one page that all tests share ------------------------------------------------------------
@@ -96,7 +98,11 @@ def app(request, browser, tmp_path_factory):
     page.set_default_timeout(120_000)
     expect.set_options(timeout=30_000)
     page.route(lambda url: not url.startswith((LOCAL, "blob:", "data:")), lambda route: route.abort())
-    open_lab(page, f"{LOCAL}:{port}") if page.app == "lab" else page.goto(f"{LOCAL}:{port}")
+    link = "#saol=" + base64.urlsafe_b64encode(json.dumps(asdict(LINKED)).encode()).decode().rstrip("=")
+    if page.app == "lab":
+        open_lab(page, f"{LOCAL}:{port}/lab/tree/explorer.ipynb?token=t0k&reset{link}")
+    else:
+        page.goto(f"{LOCAL}:{port}/{link}")
     page.locator(".saol-stage").wait_for()
     yield page
     context.close()
@@ -107,8 +113,8 @@ def app(request, browser, tmp_path_factory):
         process.kill()
 
 
-def open_lab(page, base):
-    page.goto(f"{base}/lab/tree/explorer.ipynb?token=t0k&reset")
+def open_lab(page, address):
+    page.goto(address)
     page.wait_for_function("window.jupyterapp !== undefined")
     page.locator(".jp-NotebookPanel .jp-CodeCell").first.wait_for()
     page.evaluate("""async () => { const app = window.jupyterapp; await app.restored;
@@ -216,6 +222,18 @@ def screenshot(page, name):
 
 
 # --- the tests -------------------------------------------------------------------------------------------------------
+
+
+def test_a_link_opens_its_state_and_another_is_copied(app, lens):
+    tells(app, lens, LINKED)
+    expect(app.locator(".saol-message")).to_contain_text("Drag the patch")
+    load(app, START)
+    tells(app, lens, START)
+    app.locator(".saol-link").click()
+    expect(app.locator(".saol-message")).to_contain_text("copied")
+    address, text = app.evaluate("navigator.clipboard.readText()").split("#saol=")
+    assert State.of(json.loads(base64.urlsafe_b64decode(text + "==="))) == START
+    assert app.url.startswith(address) and "t0k" not in address
 
 
 def test_a_drag_follows_the_pointer_and_the_drop_is_answered(page, lens):
@@ -386,18 +404,3 @@ def test_voila_shows_no_source_runs_no_foreign_code_and_stays_on_this_machine(pa
     if page.app == "voila":
         assert f"{LOCAL}:{page.port}/" in page.log.read_text()
         assert page.request.get(f"{LOCAL}:{page.port}/voila/files/explorer.ipynb").status in (403, 404)
-
-
-def test_a_copied_link_opens_the_same_state(page, lens):
-    """In a page of its own; the last test, because the page is left."""
-    state = replace(START, overlay="attention", threshold=0.4)
-    load(page, state)
-    tells(page, lens, state)
-    page.locator(".saol-link").click()
-    expect(page.locator(".saol-message")).to_contain_text("copied")
-    link = page.evaluate("navigator.clipboard.readText()")
-    assert "t0k" not in link
-    if page.app == "voila":
-        page.goto("about:blank")
-        page.goto(link)
-        tells(page, lens, state)
