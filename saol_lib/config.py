@@ -217,10 +217,10 @@ def grid(arms: list, seeds: list[int], **values) -> list[RunConfig]:
 def finetuning(arms: list, seeds: list[int], *, trained: dict, **values) -> dict[str, list[RunConfig]]:
     """The stages of notebooks 02 and 03, in the order of training; each starts from networks of the one before.
 
-    "trained": a GAP-FC network a seed, with the settings `trained` (where `values` have pretrained=True there is no such
-    stage: torchvision's weights take its place). "fine-tuned": every arm from that network. "continued" and "enlarged":
-    every arm again from its fine-tuned network, as it was and with twice the resolution: the same budget for both. ABN,
-    whose map has twice the resolution as it is, is not enlarged.
+    "trained": a GAP-FC network a seed, with the settings `trained` (no such stage where `values` have pretrained=True:
+    torchvision's weights take its place). "fine-tuned": every arm from that network. "continued" and "enlarged": every
+    arm again from its fine-tuned network, as it was and with twice the resolution: the same budget for both. ABN, whose
+    map has twice the resolution as it is, is not enlarged.
     """
     base = grid(["gap_fc"], seeds, **(values | trained)) if not values.get("pretrained") else []
     first = {config.seed: run_id(config.identity()) for config in base}

@@ -144,7 +144,7 @@ def study_configs(profile: str, data_dir: str | None = None) -> tuple[list[RunCo
     configs = []
     for path in files:
         values = yaml.safe_load(path.read_text())
-        if "arms" in values:
+        if "arms" in values and "trained" not in values:  # fine-tuning has an order: its notebook keeps it
             known = {name: value for name, value in values.items() if name not in ("profile", "results")}
             configs += grid(**(known | ({"data_dir": data_dir} if data_dir else {})))
     return configs, f"results/{profile}"
