@@ -172,7 +172,7 @@ def bars(values: pd.Series, label: str, reference: float = 1.0) -> Figure:
     drawn = axes[0, 0].barh(list(values.index), values.to_numpy(), color="#0072B2")
     axes[0, 0].bar_label(drawn, fmt="%.2f", padding=3)
     axes[0, 0].axvline(reference, color="0.3", linewidth=1)
-    axes[0, 0].set(xlabel=label)
+    axes[0, 0].set(xlabel=label, xmargin=0.1)
     axes[0, 0].invert_yaxis()
     return figure
 
