@@ -6,13 +6,14 @@ _HOME = {
     "layers": ("SAOL", "GAPFC", "Outputs"),
     "cutmix": ("Mixed", "mix"),
     "losses": ("saol_loss", "mask_loss", "consistency_loss", "self_distillation_loss", "total_loss"),
-    "models": ("attach_saol", "build_model"),
-    "config": ("ARMS", "RunConfig"),
+    "models": ("attach_saol", "build_model", "enlarge"),
+    "config": ("ARMS", "RunConfig", "finetuning"),
     "runs": ("Run", "load_runs"),
     "boxes": ("BoxAccuracy", "best_centred_box", "box_accuracy", "box_iou", "fixed_box_accuracy"),
     "localization": ("area_share", "largest_box", "localize", "mass_inside", "score_maps"),
     "evidence": ("Comparison", "compare"),
-    "training": ("load_model", "train"),
+    "recipe": ("load_model",),
+    "training": ("train",),
     "study": ("run_study",),
 }
 __all__ = sorted(name for names in _HOME.values() for name in names)

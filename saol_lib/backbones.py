@@ -1,6 +1,7 @@
 """Backbones by name: CIFAR families with free depth and width (pytorchcv's modules), ImageNet families (torchvision).
 
 resnet-D[-W]             He et al. 2016, basic blocks, D = 6n + 2, stages W, 2W, 4W wide (W = 16)
+resnet-s2-D[-W]          the same with a stem of stride 2, for 64x64 images (maps of 32, 16 and 8 pixels a side)
 wrn-D-K                  Zagoruyko and Komodakis 2016, D = 6n + 4, stages 16K, 32K, 64K wide
 densenet-bc-D-G          Huang et al. 2017, bottlenecks and compression 0.5, D = 6n + 4, growth G
 pyramidnet[-bn]-D-A      Han et al. 2017, D = 6n + 2 (bottleneck "-bn": 9n + 2), widened by A in all
@@ -45,10 +46,16 @@ def _units(name: str, depth: int, per_unit: int, rest: int) -> int:
     return units // 3
 
 
-def _resnet(name: str, num_classes: int, depth: int, width: int = 16) -> Backbone:
+def _resnet(name: str, num_classes: int, depth: int, width: int = 16, stem_stride: int = 1) -> Backbone:
+    if width < 8:
+        raise ValueError(
+            f"backbone {name!r}: width must be at least 8; torch's convolutions of fewer channels can crash"
+        )
     units = _units(name, depth, 2, 2)
     channels = [[width * scale] * units for scale in (1, 2, 4)]
-    return Backbone(CIFARResNet(channels, width, bottleneck=False, num_classes=num_classes), _PLAIN)
+    network = CIFARResNet(channels, width, bottleneck=False, num_classes=num_classes)
+    network.features.init_block.conv.stride = (stem_stride, stem_stride)
+    return Backbone(network, _PLAIN)
 
 
 def _wrn(name: str, num_classes: int, depth: int, widening: int) -> Backbone:
@@ -91,6 +98,7 @@ def build_backbone(name: str, num_classes: int, pretrained: bool = False) -> Bac
     """
     families = {
         r"resnet-(\d+)(?:-(\d+))?": _resnet,
+        r"resnet-s2-(\d+)(?:-(\d+))?": partial(_resnet, stem_stride=2),
         r"wrn-(\d+)-(\d+)": _wrn,
         r"densenet-bc-(\d+)-(\d+)": _densenet,
     }

@@ -3,13 +3,14 @@
 import dataclasses
 import difflib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
-from saol_lib import cutmix, data, layers, losses
+from saol_lib import cutmix, data, imagenet, layers, losses
 from saol_lib.backbones import build_backbone
+from saol_lib.runs import run_id
 
 
 class Arm(NamedTuple):
@@ -41,7 +42,7 @@ _CHOICES = {
     **{name: choices for name, choices in layers.OPTIONS.items() if name != "mask_source"},
     **losses.OPTIONS,
     "mask_source": ("branch", "attention"),
-    "dataset": data.NAMES,
+    "dataset": (*data.NAMES, *imagenet.CLASSES),
     "eval_split": data.SPLITS,
     "arm": tuple(ARMS),
     "schedule": ("one_cycle", "cosine"),
@@ -49,7 +50,12 @@ _CHOICES = {
     "autocast": ("none", "bfloat16"),
 }
 _SAOL_OPTIONS = ("separable", "output_size", "logit_width", "attention_width", *layers.OPTIONS)
-WHERE = ("data_dir", "device", "processes")  # where a run happens, not what it computes: never hashed, never written
+WHERE = (
+    "data_dir",
+    "device",
+    "processes",
+    "workers",
+)  # where a run happens, not what it computes: never hashed, never written
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,18 @@ class RunConfig:
 
     dataset: str = "digits"
     data_dir: str | None = None  # where the data lie; None: embedded, or the user's cache folder
+    image_size: int | None = None  # pixels a side of digits (None: 32) or imagenet (None: 224)
+    classes: int | None = None  # of (Tiny-)ImageNet: so many, evenly spaced in their sorted list; None: all
+    skip_damaged: bool = False  # go on without images that cannot be read
     train_images: int | None = None  # a fixed class-balanced part of the training images; None: all
     eval_split: str = "test"  # or "held_out": a fixed part of the training images, see `saol_lib.data.select`
     held_out: int = 5000  # how many images "held_out" sets aside
     backbone: str = "resnet-8"
     arm: str = "gap_fc"
+    pretrained: bool = False  # torchvision's ImageNet weights
+    start: str | None = None  # fine-tune the network of this finished run, an id, of the same results folder
+    enlarge: bool = False  # the last stage's stride taken out: twice the output's resolution
+    dilation: bool = False  # with enlarge: its later convolutions widened, so that they see as far as before
     seed: int = 0
     epochs: int = 4
     batch_size: int = 64
@@ -100,6 +113,7 @@ class RunConfig:
     autocast: str = "none"
     compile: bool = False
     device: str = "auto"  # "cuda" if there is one, else "cpu"; or a torch device
+    workers: int = 0  # processes that decode images of imagenet
     processes: int = 1  # data-parallel processes on this machine; the global batch stays batch_size
 
     def __post_init__(self) -> None:
@@ -119,6 +133,12 @@ class RunConfig:
             raise ValueError(f"cutmix_probability={self.cutmix_probability}: paired halves always mix half, use 0.5")
         if not 0 <= self.cutmix_probability <= 1 or not 0 < self.cutmix_alpha < math.inf:
             raise ValueError("cutmix_probability must lie in 0..1 and cutmix_alpha be above 0 and finite")
+        if self.image_size is not None and self.dataset not in ("digits", "imagenet"):
+            raise ValueError(f"image_size={self.image_size}: {self.dataset} has its own size; leave it out")
+        if self.classes is not None and not (self.dataset in imagenet.CLASSES and 2 <= self.classes <= self._most):
+            raise ValueError(f"classes={self.classes}: only (tiny-)imagenet can give fewer classes, 2 to {self._most}")
+        if (self.dilation and not self.enlarge) or (self.pretrained and self.start):
+            raise ValueError("dilation goes with enlarge=True, and pretrained does not go with start; leave one out")
         with torch.device("meta"):
             build_backbone(self.backbone, self.num_classes)
 
@@ -135,7 +155,17 @@ class RunConfig:
 
     @property
     def num_classes(self) -> int:
-        return data.CLASSES[self.dataset]
+        return self.classes or self._most
+
+    @property
+    def _most(self) -> int:
+        return (data.CLASSES | imagenet.CLASSES)[self.dataset]
+
+    @property
+    def data_options(self) -> dict:
+        """What `saol_lib.imagenet.load` gets besides the data set's name and folder."""
+        asked = {name: getattr(self, name) for name in ("image_size", "classes", "skip_damaged")}
+        return {name: value for name, value in asked.items() if value}
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -163,7 +193,10 @@ class RunConfig:
 _LOWEST = (
     {"train_images": 2, "batch_size": 2}
     | dict.fromkeys(("held_out", "epochs", "processes", "blocks", "output_size", "logit_width", "attention_width"), 1)
-    | dict.fromkeys(("seed", "weight_decay", "pad", "eval_every", "beta", "sl_weight", "ss_weight", "sd_weight"), 0)
+    | {"image_size": 8}
+    | dict.fromkeys(
+        ("seed", "workers", "weight_decay", "pad", "eval_every", "beta", "sl_weight", "ss_weight", "sd_weight"), 0
+    )
 )
 
 
@@ -179,3 +212,19 @@ def grid(arms: list, seeds: list[int], **values) -> list[RunConfig]:
     """One config for every arm and seed; an arm is a name, or a dict of "arm" and the options it changes."""
     changes = [{"arm": arm} if isinstance(arm, str) else arm for arm in arms]
     return [RunConfig.of(**(values | change | {"seed": seed})) for change in changes for seed in seeds]
+
+
+def finetuning(arms: list, seeds: list[int], *, trained: dict, **values) -> dict[str, list[RunConfig]]:
+    """The stages of notebooks 02 and 03, in the order of training; each starts from networks of the one before.
+
+    "trained": a GAP-FC network a seed, with the settings `trained` (no such stage where `values` have pretrained=True:
+    torchvision's weights take its place). "fine-tuned": every arm from that network. "continued" and "enlarged": every
+    arm again from its fine-tuned network, as it was and with twice the resolution: the same budget for both. ABN, whose
+    map has twice the resolution as it is, is not enlarged.
+    """
+    base = grid(["gap_fc"], seeds, **(values | trained)) if not values.get("pretrained") else []
+    first = {config.seed: run_id(config.identity()) for config in base}
+    tuned = [replace(config, start=first.get(config.seed)) for config in grid(arms, seeds, **values)]
+    again = [replace(config, start=run_id(config.identity()), pretrained=False) for config in tuned]
+    larger = [replace(config, enlarge=True) for config in again if "abn" not in config.arm]
+    return {"trained": base, "fine-tuned": tuned, "continued": again, "enlarged": larger}

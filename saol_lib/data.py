@@ -51,15 +51,16 @@ def stream(seed: int, *name: str | int) -> torch.Generator:
 
 
 @lru_cache(maxsize=2)
-def load(name: str, data_dir: str | None = None) -> Dataset:
+def load(name: str, data_dir: str | None = None, image_size: int | None = None) -> Dataset:
     """The data set `name`, one of NAMES; see the README for the layouts `data_dir` may have.
 
+    image_size: pixels a side of the digits' scenes; None: 32. `saol_lib.imagenet.load` also knows the larger sets.
     Raises ValueError for an unknown name and for damaged images, FileNotFoundError where there is no data.
     """
     if name not in NAMES:
         raise ValueError(f"dataset {name!r} is not known; choose one of {', '.join(NAMES)}")
     if name == "digits":
-        train, test = digit_scenes(3000, seed=0, test=False), digit_scenes(1000, seed=0, test=True)
+        train, test = (digit_scenes(1000 if test else 3000, 0, test, image_size or 32) for test in (False, True))
         classes = tuple("0123456789")
     else:
         train, test, classes = _load_cifar(name, data_dir)
@@ -209,15 +210,18 @@ class Batches:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def epoch(self, batch_size: int, seed: int, epoch: int):
-        """Yield uint8 images (B, 3, H, W) and labels (B,) of a shuffled, cropped, flipped pass; full batches only."""
+    def epoch(self, batch_size: int, seed: int, epoch: int, first: int = 0):
+        """Yield uint8 images (B, 3, H, W), labels (B,) of a shuffled, cropped, flipped pass from batch `first` on.
+
+        Full batches only.
+        """
         count = len(self)
         order = torch.randperm(count, generator=stream(seed, "order", epoch)).to(self.device)
         generator = stream(seed, "augment", epoch)
         crops = torch.randint(2 * self.pad + 1, (2, count, 1), generator=generator).to(self.device)
         mirrored = (torch.rand(count, 1, generator=generator) < 0.5 * self.flip).to(self.device)
         ys, xs = (torch.arange(n, device=self.device) for n in self.size)
-        for start in range(0, count - batch_size + 1, batch_size):
+        for start in range(first * batch_size, count - batch_size + 1, batch_size):
             part = slice(start, start + batch_size)
             rows = crops[0, part] + ys
             columns = crops[1, part] + torch.where(mirrored[part], xs.flip(0), xs)

@@ -59,7 +59,7 @@ def _check_alike(sides: Sequence[Sequence[Run]], varies: Collection[str], origin
     if failed := [run.id for side in sides for run in side if run.status != "finished"]:
         raise ValueError(f"run {failed[0]} did not finish; train it again before comparing")
     facts = [[run.config | {name: run.provenance.get(name) for name in origin} for run in side] for side in sides]
-    for field in sorted({name for side in facts for run in side for name in run} - {"seed"}):
+    for field in sorted({name for side in facts for run in side for name in run} - {"seed", "start"}):
         for group in facts if field in varies else [[*facts[0], *facts[1]]]:
             if len(values := {json.dumps(run.get(field)) for run in group}) > 1:
                 raise ValueError(f"the runs differ in {field} ({', '.join(sorted(values))}); compare runs alike in it")
@@ -103,7 +103,7 @@ def _measure(test: dict, settings: dict, runs: Sequence[Run]) -> Comparison | No
     """One test of a claim over the seeds that finished on both sides; None if there is none."""
     sides, varies = [], {name for side in (test["a"], test["b"]) for name in side.get("where", {})}
     for side in (test["a"], test["b"]):
-        where = settings | (test.get("where") or {}) | side.get("where", {}) | {"arm": side["arm"]}
+        where = settings | {"method": None} | (test.get("where") or {}) | side.get("where", {}) | {"arm": side["arm"]}
         sides.append([r for r in runs if all(fnmatchcase(str(r.config.get(k)), str(v)) for k, v in where.items())])
     seeds = set.intersection(*({run.config["seed"] for run in side} for side in sides))
     sides = [[run for run in side if run.config["seed"] in seeds] for side in sides]
@@ -114,7 +114,8 @@ def claims_table(results: Path = RESULTS) -> str:
     """Every claim, what was measured and its verdict, as Markdown. Demonstrations show no interval and no p."""
     ledger, measured = yaml.safe_load((results / "claims.yaml").read_text()), {}
     for claim in ledger["claims"]:
-        runs = load_runs(results / claim["evidence"]) if claim["evidence"] else []
+        folders = ("runs", "measures") if claim["evidence"] else ()
+        runs = [run for folder in folders for run in load_runs(results / claim["evidence"], folder)]
         measured[claim["id"]] = claim, [_measure(test, ledger["settings"], runs) for test in claim["tests"]]
     decided = verdicts(measured)
     lines = ["| | the claim, in our words (section) | measured, percentage points | verdict |", "|---|---|---|---|"]

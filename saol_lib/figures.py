@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -117,6 +118,42 @@ def effects(table: pd.DataFrame) -> Figure:
     return _strips(long, "points", "effect", label, 0.35, color="#0072B2")
 
 
+@plt.rc_context(STYLE)
+def threshold_curves(curves: Mapping[tuple[str, str], Sequence], references: Mapping[str, float]) -> Figure:
+    """Accuracy of boxes (percent) by threshold, thresholds and values (T,): a line kind a network, a colour a method.
+
+    references: level lines, at most two.
+    """
+    figure, ((axes,),) = _figure(WIDTH, 4.2)
+    lines = dict(zip(dict.fromkeys(network for network, _ in curves), cycle(["-", "--", "-."]), strict=False))
+    colours = dict(zip(dict.fromkeys(method for _, method in curves), sns.color_palette("colorblind"), strict=False))
+    for (network, method), (thresholds, values) in curves.items():
+        style = {"color": colours[method], "linestyle": lines[network]}
+        axes.plot(thresholds, values, label=f"{network}: {method}", **style)
+    for (name, value), dots in zip(references.items(), [(0, (1, 1)), (0, (1, 4))], strict=False):
+        axes.axhline(value, color="black", linestyle=dots, linewidth=1.5, label=name)
+    axes.set(xlabel="threshold, as a share of the map's maximum", ylabel="images with IoU ≥ 0.5 (%)", xlim=(0, 1))
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+@plt.rc_context(STYLE)
+def gallery(rows: Mapping[str, Sequence[tuple]]) -> Figure:
+    """A row a name, its tiles (image (3, H, W) uint8, map (H, W), true box, found box or None, title) side by side."""
+    columns = max(6, *map(len, rows.values()))
+    figure, axes = _figure(WIDTH, 0.5 + len(rows) * (0.35 + WIDTH / columns), len(rows), columns)
+    for tile in axes.flat:
+        tile.set_axis_off()
+    for line, (name, tiles) in zip(axes, rows.items(), strict=True):
+        for tile, (image, values, truth, found, title) in zip(line, tiles, strict=False):
+            _draw(tile, image.float().mean(dim=0), None, cmap="gray")
+            _draw(tile, values, truth, vmin=0, vmax=1, alpha=0.55).axes.set_title(title, size=8)
+            _outline(tile, found, "#D55E00")
+        line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, rotation=90, ha="center", va="center")
+    return figure
+
+
 def _strips(table: pd.DataFrame, x: str, y: str, label: str, height: float, **colours) -> Figure:
     """Differences `x`, a strip `height` inches high for each `y`: a dot a row of the table, and a bar at their mean."""
     figure, axes = _figure(WIDTH, 0.9 + height * table[y].nunique())
@@ -135,7 +172,7 @@ def bars(values: pd.Series, label: str, reference: float = 1.0) -> Figure:
     drawn = axes[0, 0].barh(list(values.index), values.to_numpy(), color="#0072B2")
     axes[0, 0].bar_label(drawn, fmt="%.2f", padding=3)
     axes[0, 0].axvline(reference, color="0.3", linewidth=1)
-    axes[0, 0].set(xlabel=label)
+    axes[0, 0].set(xlabel=label, xmargin=0.1)
     axes[0, 0].invert_yaxis()
     return figure
 
@@ -153,12 +190,17 @@ def _draw(tile: Axes, values: Tensor, box: Tensor | None, size: Sequence[int] = 
     height, width = size or values.shape[-2:]
     pixels, style = values.permute(1, 2, 0) if values.ndim == 3 else values, {"cmap": "viridis"} | style
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    _outline(tile, box, "white")
+    return tile.imshow(pixels.numpy(), interpolation="none", extent=extent, **style)
+
+
+def _outline(tile: Axes, box: Tensor | Sequence[int] | None, colour: str) -> None:
+    """Draw a box, both ends inclusive pixels, if there is one."""
     if box is not None:
-        x0, y0, x1, y1 = box.tolist()
+        x0, y0, x1, y1 = map(float, box)
         outline = [withStroke(linewidth=2.5, foreground="black")]
         corner, extents = (x0 - 0.5, y0 - 0.5), (x1 - x0 + 1, y1 - y0 + 1)
-        tile.add_patch(Rectangle(corner, *extents, fill=False, edgecolor="white", linewidth=1, path_effects=outline))
-    return tile.imshow(pixels.numpy(), interpolation="none", extent=extent, **style)
+        tile.add_patch(Rectangle(corner, *extents, fill=False, edgecolor=colour, linewidth=1, path_effects=outline))
 
 
 def save(figure: Figure, results: str | Path, name: str) -> None:

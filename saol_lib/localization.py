@@ -103,7 +103,8 @@ class Localization(NamedTuple):
     fits: Tensor  # (N,) bool: the box at the fixed threshold has IoU at least 0.5 with the true one
     ious: Tensor  # (N,) of that box, 0 where the map has none
     ranks: Tensor  # (N,) how many classes score above the true one in the layer that the method reads
-    inside: Tensor | None  # (N,) share of the attention inside the true box; None where the method has no attention
+    covered: Tensor  # (N,) share of the image inside the true box
+    inside: Tensor | None  # (N,) share of the attention inside it; None where the method has no attention
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -111,11 +112,13 @@ class Localization(NamedTuple):
 
         gt_known: the boxes that fit. top1_loc_error, top5_loc_error: of all images, those whose true class is not
         among the first 1 or 5, or whose box does not fit. Each predicted class has its own map; but only that of the
-        true class can be right, so the map of the true class decides.
+        true class can be right, so the map of the true class decides. mass_inside: the attention inside the true box,
+        to be held against area_share, the image inside it; for "attention" and "abn".
         """
         found = {"max_box_acc": self.accuracy.max_box_acc, "best_threshold": self.accuracy.best_threshold}
         found |= _rates(self.accuracy.per_iou, self.fits, self.ranks)
-        return found if self.inside is None else found | {"mass_inside": 100 * float(self.inside.mean())}
+        shares = {} if self.inside is None else {"mass_inside": self.inside, "area_share": self.covered}
+        return found | {name: 100 * float(values.double().mean()) for name, values in shares.items()}
 
 
 def _rates(per_iou: dict[float, float], fits: Tensor, ranks: Tensor) -> dict[str, float]:
@@ -153,7 +156,7 @@ def localize(
     batches: (images, labels), as `Batches.all` gives them; boxes (N, 4) inclusive pixels of the images.
     threshold: of the classical protocol (Zhou et al. 2016), see `largest_box`; thresholds: those of `box_accuracy`.
     """
-    ious, ranks, inside = [], [], []
+    ious, ranks, covered, inside = [], [], [], []
 
     def stream() -> Iterator[Tensor]:
         for images, labels in batches:
@@ -163,6 +166,7 @@ def localize(
             ious.extend(box_iou([a], [b])[0, 0] if a else 0.0 for a, b in zip(found, truth.tolist(), strict=True))
             scores = outputs.gap_logits if method in ("cam", "grad_cam", "abn") else outputs.saol_log_probs
             ranks.append((scores > scores.gather(1, labels[:, None])).sum(dim=1))
+            covered.append(area_share(truth, images.shape[2:]))
             if method in ("attention", "abn"):
                 whole = outputs.attention / outputs.attention.sum(dim=(2, 3), keepdim=True)
                 inside.append(mass_inside(whole, truth, images.shape[2:]))
@@ -170,9 +174,8 @@ def localize(
 
     accuracy = box_accuracy(stream(), boxes, thresholds)
     values = torch.tensor(ious, dtype=torch.float64)
-    return Localization(
-        accuracy, values >= 0.5, values, torch.cat(ranks).cpu(), torch.cat(inside).cpu() if inside else None
-    )
+    parts = (torch.cat(part).cpu() if part else None for part in (ranks, covered, inside))
+    return Localization(accuracy, values >= 0.5, values, *parts)
 
 
 def mass_inside(attention: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:

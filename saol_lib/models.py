@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
@@ -61,11 +62,13 @@ def build_model(
     separable: bool = False,
     output_size: int | tuple[int, int] | None = None,
     pretrained: bool = False,
+    weights: dict[str, Tensor] | None = None,
     seed: int | None = None,
     **options,
 ) -> SAOLNet | ABN:
     """A backbone by name (see `saol_lib.backbones`) with the output layers `heads` ("gap", "saol"); ("abn",): an ABN.
 
+    pretrained: torchvision's ImageNet weights; weights: those of a trained backbone with `num_classes`, by name.
     blocks: how many of the last stages feed the spatial logits; options: those of `SAOL`.
     seed: backbone and SAOL are drawn from two streams of it, so that networks of one seed share their backbone's
     first weights whatever their heads are; None: torch's global generator.
@@ -75,6 +78,8 @@ def build_model(
         network, nodes = build_backbone(backbone, num_classes, pretrained)
     if not 1 <= blocks <= len(nodes):
         raise ValueError(f"blocks={blocks}: {backbone} has {len(nodes)} stages; choose 1 to {len(nodes)}")
+    if weights is not None:
+        load_weights(network, weights, f"the {backbone} to start from")
     if tuple(heads) == ("abn",):
         with _seeded(seed, "head"):
             return ABN(network, nodes, num_classes)
@@ -203,6 +208,50 @@ def _seeded(seed: int | None, stream: str):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, stream))
         yield
+
+
+def enlarge(model: SAOLNet | ABN, dilation: bool = False) -> SAOLNet | ABN:
+    """A copy with the last stage's stride taken out: X_L, and with it SAOL's output, has twice the resolution.
+
+    Every weight is kept; strided convolutions get stride 1, shrinking pools go. dilation: the 3x3 convolutions after
+    that look twice as far apart, as far as they did before (the paper, section 6, does not say).
+    Raises ValueError where the last stage takes no stride, or X_L would not be twice as large.
+    """
+    copy, seen = deepcopy(model), {}
+    body = copy.body if isinstance(copy, SAOLNet) else copy.stage
+    sliding = (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d)
+    parts = {name: module for name, module in body.named_modules() if isinstance(module, sliding)}
+
+    def watch(name: str):
+        return lambda _, given, made: seen.update({name: (given[0].shape[-1], made.shape[-1])})
+
+    hooks = [module.register_forward_hook(watch(name)) for name, module in parts.items()]
+    before = _look_shape(copy)
+    for hook in hooks:
+        hook.remove()
+    shrinking = [n for n, (wide, narrow) in seen.items() if wide > narrow == before[-1] and parts[n].stride != 1]
+    for name in shrinking:
+        if isinstance(parts[name], nn.Conv2d):
+            parts[name].stride = (1, 1)
+        else:
+            body.set_submodule(name, nn.Identity())
+    for name, sizes in seen.items() if dilation else ():
+        if sizes == (before[-1],) * 2 and isinstance(conv := parts[name], nn.Conv2d) and max(conv.kernel_size) > 1:
+            conv.dilation, conv.padding = ((2 * d, 2 * e) for d, e in zip(conv.dilation, conv.padding, strict=True))
+    after = _look_shape(copy)
+    if not shrinking or after != (before[0], *(2 * side for side in before[1:])):
+        raise ValueError(f"the last stage of this network cannot be enlarged: its map {before} would be {after}")
+    return copy
+
+
+def _look_shape(model: nn.Module) -> tuple[int, ...]:
+    """The shape (C, H, W) of X_L for one image of 224x224, without computing anything."""
+    was = model.training
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        images = torch.empty(1, model.channels, 224, 224, device=next(model.parameters()).device)
+        shape = tuple(model.eval().look(images)[1].shape[1:])
+    model.train(was)
+    return shape
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], origin: str) -> None:

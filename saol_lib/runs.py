@@ -19,9 +19,13 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 MODULES = (
-    *("backbones", "config", "cutmix", "data", "distributed", "layers"),
+    *("backbones", "config", "cutmix", "data", "distributed", "imagenet", "layers"),
     *("losses", "models", "peers", "recipe", "training"),
 )
+LATER = {  # config fields that came after the first published runs: at these values they are not part of an id
+    **dict.fromkeys(("image_size", "classes", "start"), None),
+    **dict.fromkeys(("skip_damaged", "pretrained", "enlarge", "dilation"), False),
+}
 log = logging.getLogger("saol_lib")
 
 
@@ -42,7 +46,8 @@ class Run(NamedTuple):
 
 def run_id(identity: dict) -> str:
     """The run's name: arm, seed and a hash of everything that can change a number."""
-    text = json.dumps(identity, sort_keys=True)
+    counted = {name: value for name, value in identity.items() if name not in LATER or value != LATER[name]}
+    text = json.dumps(counted, sort_keys=True)
     return f"{identity['arm']}-s{identity['seed']}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 

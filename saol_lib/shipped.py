@@ -55,7 +55,8 @@ def load_shipped(name: str) -> tuple[SAOLNet, Dataset, tuple[Tensor, Tensor]]:
 
 def make_model(name: str, data_dir: str | None = None, results: str | Path = FOLDER / "checkpoints") -> None:
     """Train a shipped model (a finished run is taken as it is); write its weights and its run to results/models."""
-    from saol_lib.training import load_model, train
+    from saol_lib.recipe import load_model
+    from saol_lib.training import train
 
     run, dataset = train(replace(MODELS[name], data_dir=data_dir), results), load(MODELS[name].dataset, data_dir)
     weights = {key: value.contiguous() for key, value in load_model(run, results).state_dict().items()}

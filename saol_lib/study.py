@@ -21,10 +21,12 @@ import yaml
 
 from saol_lib import runs
 from saol_lib.config import RunConfig, grid
-from saol_lib.data import load
+from saol_lib.imagenet import load
 from saol_lib.models import multiply_adds
 from saol_lib.runs import Run
 from saol_lib.training import Busy, Interrupted, NotANumber, new_model, train
+
+_SIZES = {"tiny-imagenet": 64, "imagenet": 224}
 
 
 def run_study(
@@ -96,7 +98,7 @@ def _finished(config: RunConfig, results: Path) -> Run | None:
 def _work(config: RunConfig) -> float:
     """How long a run will take beside others: multiply-adds of its training."""
     with torch.device("meta"):
-        macs = multiply_adds(new_model(config), (32, 32))
+        macs = multiply_adds(new_model(config), (config.image_size or _SIZES.get(config.dataset, 32),) * 2)
     return macs * config.epochs * (config.train_images or 50_000)
 
 
@@ -142,7 +144,7 @@ def study_configs(profile: str, data_dir: str | None = None) -> tuple[list[RunCo
     configs = []
     for path in files:
         values = yaml.safe_load(path.read_text())
-        if "arms" in values:
+        if "arms" in values and "trained" not in values:  # fine-tuning has an order: its notebook keeps it
             known = {name: value for name, value in values.items() if name not in ("profile", "results")}
             configs += grid(**(known | ({"data_dir": data_dir} if data_dir else {})))
     return configs, f"results/{profile}"

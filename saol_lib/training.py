@@ -23,11 +23,12 @@ from tqdm import tqdm
 from saol_lib import runs
 from saol_lib.config import RunConfig
 from saol_lib.cutmix import Mixed
-from saol_lib.data import Batches, load, stream, stream_seed
+from saol_lib.data import Batches, stream, stream_seed
 from saol_lib.distributed import Processes, launch
+from saol_lib.imagenet import load
 from saol_lib.layers import Outputs
 from saol_lib.losses import total_loss
-from saol_lib.models import SAOLNet, frozen_statistics, load_weights
+from saol_lib.models import frozen_statistics, load_weights
 from saol_lib.recipe import batches, mix_batch, new_model, new_optimizer
 from saol_lib.runs import Run
 
@@ -80,8 +81,8 @@ class Trainer:
         self.device, count = self.group.device, self.group.count
         if count > 1 and config.batch_size % (2 * count):
             raise ValueError(f"batch_size={config.batch_size} must be a multiple of twice the {count} processes")
-        self.dataset = load(config.dataset, config.data_dir)
-        self.model = new_model(config).to(self.device, memory_format=torch.channels_last)
+        self.dataset = load(config.dataset, config.data_dir, **config.data_options)
+        self.model = new_model(config, results).to(self.device, memory_format=torch.channels_last)
         self.train_batches, self.eval_batches = batches(config, self.dataset, self.device)
         self.steps = len(self.train_batches) // config.batch_size  # an epoch; a last, smaller batch is left out
         if not self.steps:
@@ -124,9 +125,9 @@ class Trainer:
         names = (*self.config.terms, "total")  # of every process, in one order
         self.sums = {name: self.sums.get(name, torch.zeros((), device=self.device)) for name in names}
         with torch.random.fork_rng():
-            for step, batch in enumerate(self.train_batches.epoch(self.config.batch_size, self.config.seed, epoch)):
-                if (epoch, step) < self.start:
-                    continue
+            first = self.start[1] if epoch == self.start[0] else 0
+            passing = self.train_batches.epoch(self.config.batch_size, self.config.seed, epoch, first)
+            for step, batch in enumerate(passing, first):
                 if self.stop:
                     self._save((epoch, step))
                     print(f"stopped in epoch {epoch + 1}; start again to go on from here", file=sys.stderr)
@@ -212,6 +213,8 @@ class Trainer:
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "seconds": round(self.seconds, 1),
         }
+        if damaged := [*getattr(self.train_batches, "damaged", ()), *getattr(self.eval_batches, "damaged", ())]:
+            origin["damaged"] = sorted(Path(path).name for path in set(damaged))
         return Run(self.config.identity(), summarise(self.history), self.history, origin, status, error)
 
     def _fail(self, message: str) -> None:
@@ -244,16 +247,6 @@ def summarise(history: list[dict]) -> dict[str, float]:
     heads = [name for name in (history[-1] if history else {}) if name.startswith("top1_")]
     last = {f"{name}_last": history[-1][name] for name in heads}
     return last | {f"{name}_best": max(entry[name] for entry in history if name in entry) for name in heads}
-
-
-def load_model(run: Run, results: str | Path) -> SAOLNet:
-    """The trained network of a finished run, in evaluation mode, from its last checkpoint."""
-    found = runs.load_checkpoint(runs.resolve(results) / "checkpoints" / run.id)
-    if not found or found[1]["position"] != [run.config["epochs"], 0]:
-        raise FileNotFoundError(f"run {run.id} lacks its last checkpoint in {Path(results).name}; train it again")
-    model = new_model(RunConfig.of(**run.config))
-    load_weights(model, {k[6:]: v for k, v in found[0].items() if k.startswith("model.")}, f"run {run.id}")
-    return model.to(memory_format=torch.channels_last).eval()
 
 
 def progress_bar(config: RunConfig, done: int, wanted: bool):

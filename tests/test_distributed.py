@@ -21,9 +21,10 @@ from saol_lib.data import stream
 from saol_lib.distributed import Processes, launch
 from saol_lib.layers import Outputs
 from saol_lib.losses import total_loss
-from saol_lib.training import Trainer, evaluate, load_model
+from saol_lib.recipe import load_model
+from saol_lib.training import Trainer, evaluate
 
-TINY = {"train_images": 200, "epochs": 2, "backbone": "resnet-8-4", "batch_size": 40, "lr": 0.05}
+TINY = {"train_images": 200, "epochs": 2, "backbone": "resnet-8-8", "batch_size": 40, "lr": 0.05}
 TORCHRUN = [
     sys.executable,
     "-m",
@@ -194,7 +195,7 @@ from saol_lib import cutmix, training
 from saol_lib.config import RunConfig
 
 torch.set_num_threads(1)
-TINY = dict(train_images=200, epochs=2, backbone="resnet-8-4", batch_size=40, lr=0.02)
+TINY = dict(train_images=200, epochs=2, backbone="resnet-8-8", batch_size=40, lr=0.02)
 ALL = "saol_cutmix_ss_sd"
 CASES = [("gap_fc", "paired"), (ALL, "paired"), (ALL, "sample"), ("gap_fc_cutmix", "batch")]
 build, sample = training.new_model, cutmix.sample_boxes

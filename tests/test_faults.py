@@ -14,7 +14,7 @@ from saol_lib import runs
 from saol_lib.config import RunConfig
 from saol_lib.training import train
 
-TINY = {"train_images": 200, "epochs": 2, "backbone": "resnet-8-4", "batch_size": 40, "lr": 0.05}
+TINY = {"train_images": 200, "epochs": 2, "backbone": "resnet-8-8", "batch_size": 40, "lr": 0.05}
 pytestmark = pytest.mark.timeout(900)  # a busy machine takes minutes to start a few processes
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(runs.ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 ALL = "saol_cutmix_ss_sd"

@@ -139,6 +139,46 @@ def test_panels_give_maps_a_scale_and_images_none(scenes):
     assert len(figure.axes[0].patches) == 1 and not figure.axes[1].patches
 
 
+def test_threshold_curves_have_a_colour_a_method_and_a_line_a_network():
+    curves = {
+        ("GAP-FC", "CAM"): ([0, 0.5], [1, 2]),
+        ("SAOL", "CAM"): ([0, 0.5], [3, 4]),
+        ("SAOL", "A"): ([0, 0.5], [5, 6]),
+    }
+    figure = figures.threshold_curves(curves, {"whole image": 2.5})
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert {name: list(line.get_ydata()) for name, line in lines.items()} == {
+        "GAP-FC: CAM": [1, 2], "SAOL: CAM": [3, 4], "SAOL: A": [5, 6], "whole image": [2.5, 2.5],
+    }  # fmt: skip
+    one, two, three = (lines[name] for name in ("GAP-FC: CAM", "SAOL: CAM", "SAOL: A"))
+    assert same_color(one.get_color(), two.get_color()) and not same_color(two.get_color(), three.get_color())
+    assert one.get_linestyle() != two.get_linestyle() == three.get_linestyle()
+    assert "threshold" in figure.axes[0].get_xlabel() and "(%)" in figure.axes[0].get_ylabel()
+
+
+def test_gallery_outlines_the_true_box_and_the_found_one(scenes):
+    images, attention, boxes = scenes
+    tiles = [
+        (images[i], attention[i, 0], boxes[i], found, f"t{i}")
+        for i, found in enumerate([(0, 0, 3, 2), None, (1, 1, 1, 1)])
+    ]
+    figure = figures.gallery({"lowest": tiles, "highest": tiles[:1]})
+    shown = [tile for tile in figure.axes if tile.images]
+    assert [tile.get_title() for tile in shown] == ["t0", "t1", "t2", "t0"]
+    bounds = [[patch.get_bbox().bounds for patch in tile.patches] for tile in shown]
+    true = (1.5, 0.5, 8.0, 7.0)
+    assert bounds == [
+        [true, (-0.5, -0.5, 4.0, 3.0)],
+        [true],
+        [true, (0.5, 0.5, 1.0, 1.0)],
+        [true, (-0.5, -0.5, 4.0, 3.0)],
+    ]
+    assert all(
+        np.array_equal(tile.images[1].get_array(), attention[i, 0]) for tile, i in zip(shown, [0, 1, 2, 0], strict=True)
+    )
+    assert {text.get_text() for tile in figure.axes for text in tile.texts} == {"lowest", "highest"}
+
+
 def test_save_writes_the_same_small_files_again(scenes, runs, tmp_path):
     written = []
     for place in ("one", "two"):

@@ -234,8 +234,9 @@ def test_localize_follows_the_protocols(method):
         assert found.metrics["mass_inside"] == pytest.approx(
             100 * mass_inside(model(images).attention, boxes, (16, 24)).mean().item(), rel=1e-5
         )
+        assert found.metrics["area_share"] == pytest.approx(100 * area_share(boxes, (16, 24)).mean().item())
     else:
-        assert found.inside is None
+        assert found.inside is None and not {"mass_inside", "area_share"} & {*found.metrics}
 
 
 def test_trivial_rows_on_a_case_made_by_hand():

@@ -21,7 +21,7 @@ MODULES = sorted((ROOT / "saol_lib").glob("*.py"))
 # A module imports from lower floors, or from what stands before it on its own floor, so there can be no circle. A new
 # module needs a place here.
 FLOORS = [
-    ["layers", "peers", "cutmix", "backbones", "data", "runs", "figures"],
+    ["layers", "peers", "cutmix", "backbones", "data", "imagenet", "runs", "figures"],
     ["losses", "models", "config", "recipe", "distributed", "boxes", "localization", "pairs", "evidence"],
     ["training", "lens", "shipped", "explorer"],
     ["study", "cost"],

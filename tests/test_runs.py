@@ -128,7 +128,9 @@ def test_a_run_file_names_no_place(tmp_path):
 def test_failed_runs_enter_no_table(tmp_path):
     good, bad = make(0), make(1, "failed")._replace(error="NaN")
     save_run(tmp_path, bad), save_run(tmp_path, good)
-    assert load_runs(tmp_path) == [good]
+    measure = good._replace(config=good.config | {"method": "saol"})
+    save_run(tmp_path, measure, folder="measures")
+    assert load_runs(tmp_path) == [good] and load_runs(tmp_path, folder="measures") == [measure]
     assert load_run(tmp_path / "runs" / f"{bad.id}.json").error == "NaN"
 
 

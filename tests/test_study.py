@@ -22,7 +22,7 @@ from saol_lib.runs import Run
 from saol_lib.study import run_study, study_configs, train_one
 from saol_lib.training import Trainer, train
 
-TINY = {"train_images": 200, "epochs": 2, "backbone": "resnet-8-4", "batch_size": 50, "lr": 0.05}
+TINY = {"train_images": 200, "epochs": 2, "backbone": "resnet-8-8", "batch_size": 50, "lr": 0.05}
 pytestmark = pytest.mark.timeout(900)  # a busy machine takes minutes to start a few processes
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers through Linux's /proc")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(runs.ROOT), "OMP_NUM_THREADS": "1"}

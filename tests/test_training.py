@@ -20,7 +20,8 @@ from saol_lib import recipe, runs, training
 from saol_lib.config import ARMS, RunConfig
 from saol_lib.cutmix import mix
 from saol_lib.data import Batches, load, mean_and_std
-from saol_lib.training import Busy, Interrupted, NotANumber, Trainer, evaluate, load_model, new_model, train
+from saol_lib.recipe import load_model
+from saol_lib.training import Busy, Interrupted, NotANumber, Trainer, evaluate, new_model, train
 
 TINY = {"train_images": 200, "epochs": 2, "backbone": "resnet-8-8", "batch_size": 50, "lr": 0.05}
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(runs.ROOT), "OMP_NUM_THREADS": "1"}
