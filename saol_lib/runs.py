@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from functools import cache
@@ -49,6 +50,12 @@ def run_id(identity: dict) -> str:
     counted = {name: value for name, value in identity.items() if name not in LATER or value != LATER[name]}
     text = json.dumps(counted, sort_keys=True)
     return f"{identity['arm']}-s{identity['seed']}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def started_from(config: dict) -> str | None:
+    """What a run was fine-tuned from, the same for all seeds and arms of a stage: an arm, or "itself"; else None."""
+    arm = re.sub(r"-s\d+-\w+$", "", config.get("start") or "")
+    return "itself" if arm == config["arm"] else arm or None
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -126,7 +126,7 @@ def test_the_library_stays_thin():
     longest = max(sources, key=lambda name: len(sources[name].splitlines()))
     assert len(sources[longest].splitlines()) <= 300, f"{longest} is over 300 lines"
     total = sum(map(code_lines, sources.values()))
-    assert 0 < total < 2400, f"the library has {total} lines of code, docstrings not counted"
+    assert 0 < total < 3000, f"the library has {total} lines of code, docstrings not counted"
 
 
 def test_no_file_names_a_machine_or_a_registry():
