@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from scipy import stats
 
-from saol_lib.runs import RESULTS, ROOT, Run, load_runs, started_from, write_whole
+from saol_lib.runs import LATER, RESULTS, ROOT, Run, load_runs, started_from, write_whole
 
 _BLOCK = re.compile(r"(<!-- (claims|runs \w+):begin -->).*?(<!-- \2:end -->)", re.DOTALL)
 
@@ -133,7 +133,7 @@ def runs_table(profile: str, results: Path = RESULTS) -> str:
     """Top-1 of a profile's runs as Markdown, one table for each setting, sources and data; never across them."""
     groups: dict[str, dict] = {}
     for run in load_runs(results / profile):
-        setting = run.config | {name: run.provenance.get(name) for name in ("sources", "data")}
+        setting = LATER | run.config | {name: run.provenance.get(name) for name in ("sources", "data")}
         setting["start"] = started_from(run.config)
         key = json.dumps({k: v for k, v in setting.items() if k not in ("arm", "seed")}, sort_keys=True)
         group = groups.setdefault(key, {})
