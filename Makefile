@@ -3,6 +3,7 @@
 .DELETE_ON_ERROR:
 PROFILE ?= quick
 DATA ?=
+ONLY ?=
 VENV ?=
 PYTHON ?= $(or $(shell command -v python3.11 2> /dev/null),python3)
 
@@ -25,6 +26,7 @@ help: ## this list
 	@echo
 	@echo "  PROFILE=quick|cpu|paper   how much to run (now: $(PROFILE)); notebooks/profiles says what each costs"
 	@echo "  DATA=DIR                  folder of a data set of your own, CIFAR-10 say"
+	@echo "  ONLY=02                   for replicate: this notebook alone"
 	@echo "  PYTHON=python3.11         the Python, 3.11 or newer, from which .venv is made"
 	@echo "  VENV=DIR                  use this environment of yours as it is; nothing is installed in it"
 
@@ -32,7 +34,7 @@ setup: $(READY) ## make .venv with the pinned packages, or check that of VENV (6
 
 replicate: $(READY) ## run every numbered notebook in PROFILE, on DATA if given; executed copies go to results/PROFILE
 	@if [ "$(PROFILE)" = quick ]; then rm -rf results/quick; fi
-	@$(PY) notebooks/run.py replicate --profile "$(PROFILE)" $(DATA_FLAG)
+	@$(PY) notebooks/run.py replicate --profile "$(PROFILE)" $(DATA_FLAG) $(if $(ONLY),--only "$(ONLY)")
 
 test: $(READY) ## everything that CI checks: style, tests, notebooks, claims; stops at the first failure
 	@rm -rf results/quick

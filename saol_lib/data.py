@@ -63,8 +63,14 @@ def load(name: str, data_dir: str | None = None, image_size: int | None = None) 
         train, test = (digit_scenes(1000 if test else 3000, 0, test, image_size or 32) for test in (False, True))
         classes = tuple("0123456789")
     else:
-        train, test, classes = _load_cifar(name, data_dir)
+        train, test, classes = _load_cifar(name, own_folder(name, data_dir))
     return Dataset(train, test, classes, _fingerprint(train, test))
+
+
+def own_folder(name: str, data_dir: str | None) -> str | None:
+    """The folder of a data set, where `data_dir` holds several: `cifar10`, `tiny-imagenet-200`, ..., else `data_dir`."""
+    places = [Path(data_dir).expanduser() / own for own in (name, f"{name}-200")] if data_dir else []
+    return next((str(path) for path in places if path.is_dir()), data_dir)
 
 
 def _fingerprint(*splits: Split) -> str:
@@ -164,7 +170,7 @@ def read_image(path: Path) -> np.ndarray:
     """An image file as RGB (H, W, 3) uint8; ValueError naming the file if it cannot be read whole."""
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as an image ({error}); replace or remove it") from None
 

@@ -57,6 +57,7 @@ def load(
     """
     if name not in CLASSES:
         return data.load(name, data_dir, image_size)
+    data_dir = data.own_folder(name, data_dir)
     if not data_dir or not (root := Path(data_dir).expanduser()).is_dir():
         raise FileNotFoundError(
             f"{name} was looked for in data_dir={data_dir!r}; give the folder with its original layout"
@@ -211,9 +212,9 @@ class Stream(Batches):
 
     def _decoded(self, batches: list[list[tuple[int, int | None]]]) -> Iterator[tuple[Tensor, Tensor]]:
         reader = _Reader(self.files, self.skip_damaged)
-        for images, chosen, damaged in DataLoader(
-            reader, batch_sampler=batches, num_workers=self.workers, collate_fn=_collate
-        ):
+        own = torch.Generator()  # DataLoader draws from it for its workers, and from the global one without it
+        options = {"num_workers": self.workers, "collate_fn": _collate, "generator": own}
+        for images, chosen, damaged in DataLoader(reader, batch_sampler=batches, **options):
             for path in set(damaged) - self.damaged:
                 log.warning("%s cannot be read and was skipped, %d so far", path, len(self.damaged) + 1)
                 self.damaged.add(path)

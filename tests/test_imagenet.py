@@ -82,6 +82,13 @@ def test_bad_annotations_are_named(tiny, file, old, new, message):
         load("tiny-imagenet", str(tiny))
 
 
+def test_a_folder_of_several_data_sets_serves(tiny):
+    (tiny / "tiny-imagenet-200").mkdir()
+    for name in ("wnids.txt", "train", "val"):
+        (tiny / name).rename(tiny / "tiny-imagenet-200" / name)
+    assert len(load("tiny-imagenet", str(tiny)).train.labels) == 12
+
+
 def test_a_class_without_images_and_missing_files(tiny):
     for path in (tiny / "train" / "n03" / "images").iterdir():
         path.unlink()
