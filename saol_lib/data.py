@@ -68,7 +68,7 @@ def load(name: str, data_dir: str | None = None, image_size: int | None = None) 
 
 
 def own_folder(name: str, data_dir: str | None) -> str | None:
-    """The folder of a data set, where `data_dir` holds several: `cifar10`, `tiny-imagenet-200`, ..., else `data_dir`."""
+    """The folder of a data set where `data_dir` holds several, `tiny-imagenet-200` say; else `data_dir`."""
     places = [Path(data_dir).expanduser() / own for own in (name, f"{name}-200")] if data_dir else []
     return next((str(path) for path in places if path.is_dir()), data_dir)
 
