@@ -119,22 +119,25 @@ def effects(table: pd.DataFrame) -> Figure:
 
 
 @plt.rc_context(STYLE)
-def threshold_curves(curves: Mapping[tuple[str, str], Sequence], references: Mapping[str, float]) -> Figure:
-    """Accuracy of boxes (percent) by threshold, thresholds and values (T,): a line kind a network, a colour a method.
+def threshold_curves(panels: Mapping[str, Mapping[tuple, Sequence]], references: Mapping[str, float]) -> Figure:
+    """Accuracy of boxes (percent) by threshold, a panel a title: a line kind a network, a colour a method.
 
-    references: level lines, at most two.
+    panels: {title: {(network, method): (thresholds (T,), values (T,))}}; references: level lines, at most two.
     """
-    figure, ((axes,),) = _figure(WIDTH, 4.2)
-    lines = dict(zip(dict.fromkeys(network for network, _ in curves), cycle(["-", "--", "-."]), strict=False))
-    colours = dict(zip(dict.fromkeys(method for _, method in curves), sns.color_palette("colorblind"), strict=False))
-    for (network, method), (thresholds, values) in curves.items():
-        style = {"color": colours[method], "linestyle": lines[network]}
-        axes.plot(thresholds, values, label=f"{network}: {method}", **style)
-    for (name, value), dots in zip(references.items(), [(0, (1, 1)), (0, (1, 4))], strict=False):
-        axes.axhline(value, color="black", linestyle=dots, linewidth=1.5, label=name)
-    axes.set(xlabel="threshold, as a share of the map's maximum", ylabel="images with IoU ≥ 0.5 (%)", xlim=(0, 1))
-    axes.set_ylim(bottom=0)
-    figure.legend(loc="outside right upper")
+    figure, axes = _figure(WIDTH, 4.4, 1, len(panels))
+    networks, methods = (list(dict.fromkeys(key[i] for lines in panels.values() for key in lines)) for i in (0, 1))
+    most = max([max(values) for lines in panels.values() for _, values in lines.values()] + [*references.values()])
+    lines, colours = dict(zip(networks, cycle(["-", "--", "-."]), strict=False)), sns.color_palette("colorblind")
+    for panel, (title, curves) in zip(axes[0], panels.items(), strict=True):
+        for (network, method), (thresholds, values) in curves.items():
+            style = {"color": colours[methods.index(method)], "linestyle": lines[network]}
+            panel.plot(thresholds, values, label=f"{network}: {method}", **style)
+        for (name, value), dots in zip(references.items(), [(0, (1, 1)), (0, (1, 4))], strict=False):
+            panel.axhline(value, color="black", linestyle=dots, linewidth=1.5, label=name)
+        panel.set(title=title, xlabel="threshold, as a share of the map's maximum", xlim=(0, 1), ylim=(0, 1.05 * most))
+    axes[0, 0].set_ylabel("images with IoU ≥ 0.5 (%)")
+    shown = {label: line for panel in axes[0] for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=2)
     return figure
 
 

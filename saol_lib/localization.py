@@ -102,6 +102,7 @@ class Localization(NamedTuple):
     accuracy: BoxAccuracy
     fits: Tensor  # (N,) bool: the box at the fixed threshold has IoU at least 0.5 with the true one
     ious: Tensor  # (N,) of that box, 0 where the map has none
+    sizes: Tensor  # (N,) area of that box over the true one's
     ranks: Tensor  # (N,) how many classes score above the true one in the layer that the method reads
     covered: Tensor  # (N,) share of the image inside the true box
     inside: Tensor | None  # (N,) share of the attention inside it; None where the method has no attention
@@ -112,11 +113,12 @@ class Localization(NamedTuple):
 
         gt_known: the boxes that fit. top1_loc_error, top5_loc_error: of all images, those whose true class is not
         among the first 1 or 5, or whose box does not fit. Each predicted class has its own map; but only that of the
-        true class can be right, so the map of the true class decides. mass_inside: the attention inside the true box,
-        to be held against area_share, the image inside it; for "attention" and "abn".
+        true class can be right, so the map of the true class decides. box_size: the median box's area, percent of the
+        true one's. mass_inside: the attention inside the true box, to be held against area_share, the image inside it;
+        for "attention" and "abn".
         """
         found = {"max_box_acc": self.accuracy.max_box_acc, "best_threshold": self.accuracy.best_threshold}
-        found |= _rates(self.accuracy.per_iou, self.fits, self.ranks)
+        found |= _rates(self.accuracy.per_iou, self.fits, self.ranks) | {"box_size": 100 * float(self.sizes.median())}
         shares = {} if self.inside is None else {"mass_inside": self.inside, "area_share": self.covered}
         return found | {name: 100 * float(values.double().mean()) for name, values in shares.items()}
 
@@ -156,7 +158,7 @@ def localize(
     batches: (images, labels), as `Batches.all` gives them; boxes (N, 4) inclusive pixels of the images.
     threshold: of the classical protocol (Zhou et al. 2016), see `largest_box`; thresholds: those of `box_accuracy`.
     """
-    ious, ranks, covered, inside = [], [], [], []
+    ious, sizes, ranks, covered, inside = [], [], [], [], []
 
     def stream() -> Iterator[Tensor]:
         for images, labels in batches:
@@ -164,6 +166,8 @@ def localize(
             truth = boxes[len(ious) : len(ious) + len(maps)].to(images.device)
             found = [largest_box(score_map, threshold) for score_map in maps]
             ious.extend(box_iou([a], [b])[0, 0] if a else 0.0 for a, b in zip(found, truth.tolist(), strict=True))
+            own = torch.tensor([box or (0, 0, -1, -1) for box in found], device=images.device)
+            sizes.append(_areas(own) / _areas(truth))
             scores = outputs.gap_logits if method in ("cam", "grad_cam", "abn") else outputs.saol_log_probs
             ranks.append((scores > scores.gather(1, labels[:, None])).sum(dim=1))
             covered.append(area_share(truth, images.shape[2:]))
@@ -174,7 +178,7 @@ def localize(
 
     accuracy = box_accuracy(stream(), boxes, thresholds)
     values = torch.tensor(ious, dtype=torch.float64)
-    parts = (torch.cat(part).cpu() if part else None for part in (ranks, covered, inside))
+    parts = (torch.cat(part).cpu() if part else None for part in (sizes, ranks, covered, inside))
     return Localization(accuracy, values >= 0.5, values, *parts)
 
 
@@ -194,7 +198,12 @@ def mass_inside(attention: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tens
 def area_share(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """The share (B,) of the image (H, W) that each inclusive box (B, 4) covers: what uniform attention would score."""
     check_boxes(boxes, size)
-    return (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1) / (size[0] * size[1])
+    return _areas(boxes) / (size[0] * size[1])
+
+
+def _areas(boxes: Tensor) -> Tensor:
+    """Pixels (B,) of inclusive boxes (B, 4)."""
+    return (boxes[:, 2:] - boxes[:, :2] + 1).prod(dim=1)
 
 
 def _overlap(cells: int, pixels: int, first: Tensor, last: Tensor) -> Tensor:

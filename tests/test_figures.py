@@ -145,7 +145,8 @@ def test_threshold_curves_have_a_colour_a_method_and_a_line_a_network():
         ("SAOL", "CAM"): ([0, 0.5], [3, 4]),
         ("SAOL", "A"): ([0, 0.5], [5, 6]),
     }
-    figure = figures.threshold_curves(curves, {"whole image": 2.5})
+    other = {("ABN", "M"): ([0, 0.5], [8, 9]), ("SAOL", "A"): ([0, 0.5], [7, 7])}
+    figure = figures.threshold_curves({"normal": curves, "doubled": other}, {"whole image": 2.5})
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     assert {name: list(line.get_ydata()) for name, line in lines.items()} == {
         "GAP-FC: CAM": [1, 2], "SAOL: CAM": [3, 4], "SAOL: A": [5, 6], "whole image": [2.5, 2.5],
@@ -153,6 +154,13 @@ def test_threshold_curves_have_a_colour_a_method_and_a_line_a_network():
     one, two, three = (lines[name] for name in ("GAP-FC: CAM", "SAOL: CAM", "SAOL: A"))
     assert same_color(one.get_color(), two.get_color()) and not same_color(two.get_color(), three.get_color())
     assert one.get_linestyle() != two.get_linestyle() == three.get_linestyle()
+    assert [axes.get_title() for axes in figure.axes] == ["normal", "doubled"]
+    assert all(axes.get_ylim()[0] == 0 and 9 < axes.get_ylim()[1] < 10 for axes in figure.axes)
+    again = {line.get_label(): line for line in figure.axes[1].lines}
+    assert list(again) == ["ABN: M", "SAOL: A", "whole image"] and list(again["SAOL: A"].get_ydata()) == [7, 7]
+    assert same_color(again["SAOL: A"].get_color(), three.get_color())
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert sorted(legend) == sorted({*lines, "ABN: M"})
     assert "threshold" in figure.axes[0].get_xlabel() and "(%)" in figure.axes[0].get_ylabel()
 
 

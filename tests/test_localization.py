@@ -226,6 +226,9 @@ def test_localize_follows_the_protocols(method):
     expected = literal_protocol(model, images, labels, boxes, method, 0.3)
     names = ("gt_known", "top1_loc_error", "top5_loc_error")
     assert [found.metrics[name] for name in names] == pytest.approx(expected)
+    own = torch.tensor([largest_box(values, 0.3) for values in score_maps(model, images, labels, method)])
+    ratios = area_share(own, (16, 24)) / area_share(boxes, (16, 24))
+    assert found.metrics["box_size"] == pytest.approx(100 * float(ratios.median()), rel=1e-5)
     assert 0 < expected[0] < 100 and expected[0] + expected[1] > 100 > expected[2]
     accuracy = box_accuracy(score_maps(model, images, labels, method), boxes, (0.1, 0.3, 0.5))
     assert found.accuracy[:4] == accuracy[:4] and found.metrics["max_box_acc"] == accuracy.max_box_acc
