@@ -201,7 +201,7 @@ CASES = [("gap_fc", "paired"), (ALL, "paired"), (ALL, "sample"), ("gap_fc_cutmix
 build, sample = training.new_model, cutmix.sample_boxes
 
 
-def without_norms(config):
+def without_norms(config, results=None):
     model = build(config)
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.BatchNorm2d):
