@@ -146,7 +146,7 @@ def arms_table(folder):
     config = pd.DataFrame(configs).drop(columns="seed", errors="ignore").astype(str)
     by = ["arm", *(key for key in config if key != "arm" and config[key].nunique() > 1)]
     metrics = pd.DataFrame([run["metrics"] for run in runs]).reindex(columns=["top1_gap_last", "top1_saol_last"])
-    groups = config[by].join(metrics).groupby(by, sort=False)
+    groups = config[by].join(metrics).groupby(by, sort=False, dropna=False)
     table = groups.mean().round(2).assign(runs=groups.size()).reset_index()
     return "Arms: mean top-1 of the last epoch, percent\n" + table.to_string(index=False, na_rep="-")
 
