@@ -17,7 +17,7 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 endif
 DATA_FLAG = $(if $(DATA),--data "$(DATA)")
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
-NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --timeout=0 -p no:cacheprovider
+NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=900 --timeout=0 -p no:cacheprovider
 
 .PHONY: help setup replicate test test-faults test-browser lab explore study claims refresh lint format check-venv
 
