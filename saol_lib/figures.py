@@ -236,7 +236,7 @@ def pair_rows(images: Tensor, boxes: Tensor, groups: Sequence[Mapping[str, Tenso
 
 @plt.rc_context(STYLE)
 def share_curves(table: pd.DataFrame) -> Figure:
-    """A panel each of `panel`, a line each of `reading` (keys of READINGS): `value` by `area`, in 0..1, shown in percent.
+    """A panel each of `panel`, a line each of `reading` (of READINGS): `value` by `area`, in 0..1 and shown in percent.
 
     Dots are means over ninths of the areas 5 to 95 %, their bars 95 % bootstrap intervals, bands the middle half.
     """
