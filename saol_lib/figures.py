@@ -25,6 +25,7 @@ FAMILIES = {  # an arm without its CutMix, and its name in figures
     "saol_ss2": "SAOL + L_SS2", "saol_ss": "SAOL + L_SS", "saol_ss_sd": "SAOL + L_SS + L_SD", "abn": "ABN",
 }  # fmt: skip
 COLOURS = dict(zip(FAMILIES.values(), ["black", *sns.color_palette("colorblind", 8)], strict=True))
+READINGS = {"SAOL": "#0072B2", "its GAP-FC": "#D55E00", "GAP-FC": "black"}  # what CutMix-ed pairs are shown to
 LAYERS = {"saol": "SAOL", "gap": "GAP-FC"}
 REGIMES = ("without CutMix", "with CutMix")
 
@@ -238,14 +239,14 @@ def pair_rows(images: Tensor, boxes: Tensor, groups: Sequence[Mapping[str, Tenso
 
 @plt.rc_context(STYLE)
 def share_curves(table: pd.DataFrame) -> Figure:
-    """A panel each of `panel`, a line each of `reading`: `value` by `area`, both in 0..1 and shown in percent.
+    """A panel each of `panel`, a line each of `reading` (of READINGS): `value` by `area`, in 0..1 and shown in percent.
 
     Dots are means over ninths of the areas 5 to 95 %, their bars 95 % bootstrap intervals, bands the middle half.
     """
     ninths = (5 + 10 * ((100 * table.area - 5) // 10).clip(0, 8)) + 5
     table = table.assign(area=ninths, value=100 * table.value)
-    colours = dict(zip(table.reading.unique(), ["#0072B2", "#D55E00", "black"], strict=False))
-    shared = {"x": "area", "y": "value", "hue": "reading", "palette": colours}
+    shown = [reading for reading in READINGS if reading in set(table.reading)]
+    shared = {"x": "area", "y": "value", "hue": "reading", "palette": READINGS, "hue_order": shown}
     grid = sns.relplot(table, **shared, col="panel", kind="line", errorbar=("pi", 50), height=3.3, aspect=0.82)
     dots = {
         "errorbar": ("ci", 95),
