@@ -15,6 +15,7 @@ const CSS = `
 .saol :focus-visible, .saol .file:focus-within, .saol label:has(input[type=radio]:focus-visible) { outline: 3px solid #56b4e9; outline-offset: 1px; }
 .saol .hidden { position: absolute; opacity: 0; width: 1px; height: 1px; pointer-events: none; }
 .saol .head { display: flex; gap: 10px; align-items: center; min-height: 26px; margin-bottom: 8px; }
+.saol .head label { white-space: nowrap; }
 .saol .message.told { font-weight: 600; border-left: 4px solid var(--found); padding-left: 8px; }
 .saol .grid { display: grid; gap: 8px 22px; grid-template: "left stage right" auto "foot foot foot" auto / 198px var(--n) minmax(270px, 400px); }
 .saol .left { grid-area: left; display: grid; gap: 10px; align-content: start; }
