@@ -17,7 +17,8 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 endif
 DATA_FLAG = $(if $(DATA),--data "$(DATA)")
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
-NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=900 --timeout=0 -p no:cacheprovider
+NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider
+TWO = -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help setup replicate test test-faults test-browser lab explore study claims refresh lint format check-venv
 
@@ -40,11 +41,10 @@ test: $(READY) ## everything that CI checks: style, tests, notebooks, claims; st
 	@rm -rf results/quick
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pytest tests
 	$(PY) notebooks/run.py check
-	$(PY) -m pytest $(NBVAL) notebooks/[0-9]*.ipynb
 	$(PY) -m saol_lib.evidence --check
-	@echo "Passed: ruff, pytest, notebooks normalised, notebooks executed, README's claims up to date."
+	$(PY) -m pytest $(TWO) $(NBVAL) tests notebooks/[0-9]*.ipynb
+	@echo "Passed: ruff, notebooks normalised, README's claims up to date, pytest, notebooks executed."
 
 test-faults: $(READY) ## the long fault-injection tests (kill -9, full disk, damaged checkpoints)
 	$(PY) -m pytest -m faults tests

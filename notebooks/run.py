@@ -22,7 +22,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbstripout import strip_output
 
-from saol_lib.runs import LATER, started_from
+from saol_lib.runs import setting
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS, RESULTS = ROOT / "notebooks", ROOT / "results"
@@ -142,8 +142,7 @@ def arms_table(folder):
     runs = [run for run in runs if run["status"] == "finished"]
     if not runs:
         return "Arms: no finished run"
-    configs = [LATER | run["config"] | {"start": started_from(run["config"])} for run in runs]
-    config = pd.DataFrame(configs).drop(columns="seed", errors="ignore").astype(str)
+    config = pd.DataFrame([setting(run["config"]) for run in runs]).drop(columns="seed", errors="ignore").astype(str)
     by = ["arm", *(key for key in config if key != "arm" and config[key].nunique() > 1)]
     metrics = pd.DataFrame([run["metrics"] for run in runs]).reindex(columns=["top1_gap_last", "top1_saol_last"])
     groups = config[by].join(metrics).groupby(by, sort=False, dropna=False)

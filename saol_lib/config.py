@@ -50,12 +50,8 @@ _CHOICES = {
     "autocast": ("none", "bfloat16"),
 }
 _SAOL_OPTIONS = ("separable", "output_size", "logit_width", "attention_width", *layers.OPTIONS)
-WHERE = (
-    "data_dir",
-    "device",
-    "processes",
-    "workers",
-)  # where a run happens, not what it computes: never hashed, never written
+# Where a run happens, not what it computes: never hashed, never written.
+WHERE = ("data_dir", "device", "processes", "workers")
 
 
 @dataclass(frozen=True)
@@ -160,6 +156,11 @@ class RunConfig:
     @property
     def _most(self) -> int:
         return (data.CLASSES | imagenet.CLASSES)[self.dataset]
+
+    @property
+    def side(self) -> int:
+        """Pixels a side of the images."""
+        return self.image_size or imagenet.SIZES.get(self.dataset, 32)
 
     @property
     def data_options(self) -> dict:

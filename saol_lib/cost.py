@@ -1,6 +1,5 @@
 """What things cost, measured side by side in one process, so that a machine's changing speed cancels in the ratios."""
 
-import multiprocessing
 import os
 import statistics
 import tempfile
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from saol_lib.config import RunConfig
+from saol_lib.study import worker_context
 from saol_lib.training import Trainer, evaluate
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would write to the notebook's stderr
@@ -160,8 +160,7 @@ def images_per_second(config: RunConfig, seconds: float = 10.0) -> float:
 
 def worker_speedup(config: RunConfig, workers: int = 2, seconds: float = 10.0) -> float:
     """Throughput of several single-threaded worker processes at once, over that of one alone."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context) as pool:
+    with ProcessPoolExecutor(workers, worker_context()) as pool:
         warm = [pool.submit(images_per_second, config, 1.0) for _ in range(workers)]
         _ = [future.result() for future in warm]
         alone = pool.submit(images_per_second, config, seconds).result()

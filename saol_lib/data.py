@@ -4,6 +4,7 @@ Small sets are held in memory: digits need no download, CIFAR is read from torch
 """
 
 import hashlib
+from collections.abc import Set
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,6 @@ import numpy as np
 import torch
 import torchvision
 from PIL import Image
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 NAMES = ("digits", "cifar10", "cifar100")
@@ -87,42 +87,43 @@ def digit_scenes(count: int, seed: int = 0, test: bool = False, size: int = 32) 
     Each scene holds one enlarged digit at a random place and some fragments of other digits. The first 1,297 digits
     serve for training, the other 500 for testing. One seed gives the same bytes everywhere.
     """
+    from sklearn.datasets import load_digits  # a second and a half, which only the digits cost
+
     source = load_digits()
     pool = np.arange(1297, 1797) if test else np.arange(1297)
     rng = np.random.default_rng([seed, int(test)])
     chosen = np.concatenate([rng.permutation(pool) for _ in range(-(-count // len(pool)))])[:count]
-    ink = np.uint8(np.round(source.images * 255 / 16))
+    ink = [Image.fromarray(image) for image in np.uint8(np.round(source.images * 255 / 16))]
     scenes = [_digit_scene(ink, pick, pool, rng, size) for pick in chosen]
     images = torch.from_numpy(np.stack([scene for scene, _ in scenes])).permute(0, 3, 1, 2).contiguous()
     boxes = torch.tensor([box for _, box in scenes], dtype=torch.int64)
     return Split(images, torch.from_numpy(source.target[chosen].astype(np.int64)), boxes)
 
 
-def _digit_scene(ink: np.ndarray, pick: int, pool: np.ndarray, rng: np.random.Generator, size: int):
+def _digit_scene(ink: list[Image.Image], pick: int, pool: np.ndarray, rng: np.random.Generator, size: int):
     """One scene (size, size, 3) uint8 and the digit's box."""
     ramp = np.linspace(0, 1, size)[:, None, None] * rng.uniform(-40, 40, 3)
     canvas = rng.uniform(30, 130, 3) + (ramp if rng.random() < 0.5 else ramp.swapaxes(0, 1))
     canvas = np.broadcast_to(canvas, (size, size, 3)).copy()
     for _ in range(4):
-        corner = rng.integers(0, 5, 2)
-        fragment = ink[rng.choice(pool)][corner[0] : corner[0] + 4, corner[1] : corner[1] + 4]
+        top, left = rng.integers(0, 5, 2).tolist()
+        fragment = ink[pool[rng.integers(len(pool))]].crop((left, top, left + 4, top + 4))
         _draw(canvas, fragment, int(rng.integers(size // 6, size // 4)), rng)
-    box = _draw(canvas, ink[pick], int(rng.integers(size * 7 // 16, size * 11 // 16)), rng)
+    cover, y, x = _draw(canvas, ink[pick], int(rng.integers(size * 7 // 16, size * 11 // 16)), rng)
     canvas += rng.normal(0, 8, canvas.shape)
+    rows, columns = (np.flatnonzero((cover > 0.25).any(axis=axis)) for axis in (1, 0))
+    box = (x + columns[0], y + rows[0], x + columns[-1], y + rows[-1])
     return np.uint8(canvas.clip(0, 255)), box
 
 
-def _draw(canvas: np.ndarray, ink: np.ndarray, extent: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Draw `ink`, `extent` pixels wide, in a random bright colour at a random place; the box of what can be seen."""
-    cover = np.asarray(Image.fromarray(ink).resize((extent, extent), Image.Resampling.BICUBIC)) / 255.0
+def _draw(canvas: np.ndarray, ink: Image.Image, extent: int, rng: np.random.Generator):
+    """Draw `ink`, `extent` pixels wide, in a random bright colour at a random place; its cover and that place."""
+    cover = np.asarray(ink.resize((extent, extent), Image.Resampling.BICUBIC)) / 255.0
     y, x = rng.integers(0, len(canvas) - extent + 1, 2)
     colour = rng.uniform(150, 255, 3)
     patch = canvas[y : y + extent, x : x + extent]
     patch += cover[..., None] * (colour - patch)
-    rows, columns = (np.flatnonzero((cover > 0.25).any(axis=axis)) for axis in (1, 0))
-    if not len(rows):
-        return (0, 0, 0, 0)
-    return (int(x + columns[0]), int(y + rows[0]), int(x + columns[-1]), int(y + rows[-1]))
+    return cover, y, x
 
 
 def _load_cifar(name: str, data_dir: str | None) -> tuple[Split, Split, tuple[str, ...]]:
@@ -204,6 +205,8 @@ def select(dataset: Dataset, eval_split: str, train_images: int | None, held_out
 
 class Batches:
     """A split on the device, ready to be cut into augmented (`epoch`) or plain (`all`) float batches, channels last."""
+
+    damaged: Set[str] = frozenset()  # files that could not be read: none, they are in memory
 
     def __init__(self, split: Split, device: torch.device, mean: Tensor, std: Tensor, pad: int = 0, flip: bool = False):
         reach = [_reflect(n, pad) for n in split.images.shape[2:]]

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from scipy import stats
 
-from saol_lib.runs import LATER, RESULTS, ROOT, Run, load_runs, started_from, write_whole
+from saol_lib.runs import RESULTS, ROOT, Run, load_runs, setting, write_whole
 
 _BLOCK = re.compile(r"(<!-- (claims|runs \w+):begin -->).*?(<!-- \2:end -->)", re.DOTALL)
 
@@ -133,9 +133,8 @@ def runs_table(profile: str, results: Path = RESULTS) -> str:
     """Top-1 of a profile's runs as Markdown, one table for each setting, sources and data; never across them."""
     groups: dict[str, dict] = {}
     for run in load_runs(results / profile):
-        setting = LATER | run.config | {name: run.provenance.get(name) for name in ("sources", "data")}
-        setting["start"] = started_from(run.config)
-        key = json.dumps({k: v for k, v in setting.items() if k not in ("arm", "seed")}, sort_keys=True)
+        whole = setting(run.config) | {name: run.provenance.get(name) for name in ("sources", "data")}
+        key = json.dumps({k: v for k, v in whole.items() if k not in ("arm", "seed")}, sort_keys=True)
         group = groups.setdefault(key, {})
         for layer in ("gap", "saol"):
             if f"top1_{layer}_last" in run.metrics:
@@ -143,9 +142,9 @@ def runs_table(profile: str, results: Path = RESULTS) -> str:
     settings, lines = [json.loads(key) for key in groups], []
     shown = dict.fromkeys(("dataset", "train_images", "eval_split", "backbone", "epochs"))
     shown |= dict.fromkeys(k for s in settings for k in s if len({str(s.get(k)) for s in settings}) > 1)
-    for group, setting in zip(groups.values(), settings, strict=True):
+    for group, fields in zip(groups.values(), settings, strict=True):
         seconds = {run.id: run.provenance["seconds"] for cell in group.values() for run in cell.values()}
-        caption = ", ".join(f"{name}: {setting.get(name)}" for name in shown)
+        caption = ", ".join(f"{name}: {fields.get(name)}" for name in shown)
         lines += ["", f"{caption}; {sum(seconds.values()) / 3600:.1f} h of training", ""]
         lines += ["| arm, layer read | last epoch: mean (seeds) | best epoch: mean | last minus GAP-FC's (seeds) |"]
         lines += ["|---|---|---|---|", *(_row(group, *key) for key in group)]

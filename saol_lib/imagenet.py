@@ -22,6 +22,7 @@ from saol_lib import data
 from saol_lib.data import Batches, Dataset, Split, read_image, stream, stream_seed
 
 CLASSES = {"tiny-imagenet": 200, "imagenet": 1000}
+SIZES = {"tiny-imagenet": 64, "imagenet": 224}  # pixels a side of their images, unless asked otherwise
 SCALING = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # ImageNet's own, as torchvision's pretrained networks expect
 log = logging.getLogger("saol_lib")
 
@@ -62,7 +63,7 @@ def load(
         raise FileNotFoundError(
             f"{name} was looked for in data_dir={data_dir!r}; give the folder with its original layout"
         )
-    return _load_folders(name, root, classes, image_size or 224, skip_damaged)
+    return _load_folders(name, root, classes, image_size or SIZES[name], skip_damaged)
 
 
 def _load_folders(name: str, root: Path, count: int | None, image_size: int, skip_damaged: bool) -> Dataset:

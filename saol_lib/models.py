@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 
 import torch
@@ -187,12 +187,19 @@ def _prefixes(name: str) -> list[str]:
 
 def _shapes(body: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shape of each output for one image of 224x224, without computing anything."""
-    was = body.training
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        device = next(body.parameters()).device
-        found = body.eval()(torch.empty(1, _image_channels(body), 224, 224, device=device))
-    body.train(was)
-    return {name: tuple(tensor.shape[1:]) for name, tensor in found.items()}
+    with _fake_image(body) as image:
+        return {name: tuple(tensor.shape[1:]) for name, tensor in body(image).items()}
+
+
+@contextmanager
+def _fake_image(model: nn.Module, size: tuple[int, int] = (224, 224)):
+    """One image (1, C, H, W) without content: inside, the model is in evaluation mode and only shapes are computed."""
+    was, device = model.training, next(model.parameters()).device
+    fake = nullcontext() if device.type == "meta" else FakeTensorMode(allow_non_fake_inputs=True)
+    with fake, torch.no_grad():
+        model.eval()
+        yield torch.empty(1, _image_channels(model), *size, device=device)
+    model.train(was)
 
 
 def _image_channels(model: nn.Module) -> int:
@@ -229,7 +236,7 @@ def enlarge(model: SAOLNet | ABN, dilation: bool = False) -> SAOLNet | ABN:
     before = _look_shape(copy)
     for hook in hooks:
         hook.remove()
-    shrinking = [n for n, (wide, narrow) in seen.items() if wide > narrow == before[-1] and parts[n].stride != 1]
+    shrinking = [name for name, (wide, narrow) in seen.items() if wide > narrow == before[-1]]
     for name in shrinking:
         if isinstance(parts[name], nn.Conv2d):
             parts[name].stride = (1, 1)
@@ -246,12 +253,8 @@ def enlarge(model: SAOLNet | ABN, dilation: bool = False) -> SAOLNet | ABN:
 
 def _look_shape(model: nn.Module) -> tuple[int, ...]:
     """The shape (C, H, W) of X_L for one image of 224x224, without computing anything."""
-    was = model.training
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        images = torch.empty(1, model.channels, 224, 224, device=next(model.parameters()).device)
-        shape = tuple(model.eval().look(images)[1].shape[1:])
-    model.train(was)
-    return shape
+    with _fake_image(model) as image:
+        return tuple(model.look(image)[1].shape[1:])
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
@@ -281,9 +284,6 @@ def frozen_statistics(model: nn.Module):
 
 def multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
     """Multiply-adds of one image (H, W) in evaluation mode, counted by torch without computing; works on meta too."""
-    was, device = model.training, next(model.parameters()).device
-    counter = FlopCounterMode(display=False)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), counter:
-        model.eval()(torch.empty(1, _image_channels(model), *size, device=device))
-    model.train(was)
+    with _fake_image(model, size) as image, FlopCounterMode(display=False) as counter:
+        model(image)
     return counter.get_total_flops() // 2

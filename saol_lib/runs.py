@@ -58,6 +58,11 @@ def started_from(config: dict) -> str | None:
     return "itself" if arm == config["arm"] else arm or None
 
 
+def setting(config: dict) -> dict:
+    """What makes runs comparable: a run's config with every field, and its start as `started_from` tells it."""
+    return LATER | config | {"start": started_from(config)}
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write the file whole or not at all, whatever happens meanwhile; raises OSError with one sentence."""
     make_folder(path.parent)

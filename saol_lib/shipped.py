@@ -17,7 +17,7 @@ from saol_lib.config import RunConfig
 from saol_lib.data import Dataset, Split, digit_scenes, load, mean_and_std
 from saol_lib.lens import read_picture
 from saol_lib.models import SAOLNet, load_weights
-from saol_lib.recipe import new_model
+from saol_lib.recipe import load_model, new_model
 from saol_lib.runs import Run
 
 FOLDER = runs.RESULTS / "models"
@@ -58,7 +58,6 @@ def load_shipped(name: str) -> tuple[SAOLNet, Dataset, tuple[Tensor, Tensor]]:
 
 def make_model(name: str, data_dir: str | None = None, results: str | Path = FOLDER / "checkpoints") -> None:
     """Train a shipped model (a finished run is taken as it is); write its weights and its run to results/models."""
-    from saol_lib.recipe import load_model
     from saol_lib.training import train
 
     run, dataset = train(replace(MODELS[name], data_dir=data_dir), results), load(MODELS[name].dataset, data_dir)

@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from pathlib import Path
 
 import torch
@@ -26,8 +27,6 @@ from saol_lib.models import multiply_adds
 from saol_lib.runs import Run
 from saol_lib.training import Busy, Interrupted, NotANumber, new_model, train
 
-_SIZES = {"tiny-imagenet": 64, "imagenet": 224}
-
 
 def run_study(
     configs: Sequence[RunConfig],
@@ -37,27 +36,34 @@ def run_study(
 ) -> list[Run]:
     """Train every config, longest first, and return their runs in the order given; finished ones are only read.
 
+    A config whose `start` is among the configs waits for that one, and for no other.
+
     executor: any `concurrent.futures.Executor`, Dask's `Client.get_executor()` say; None: one process a core, or a GPU,
     each with one thread. A run that fails is recorded with status "failed" and the others go on. Raises RuntimeError
     where a worker process died; what was finished is kept, and calling again goes on.
     """
     results, configs = runs.resolve(results), list(configs)
     done = {config: run for config in configs if (run := _finished(config, results))}
-    work = {config: _work(config) for config in dict.fromkeys(configs) if config not in done}
-    if not work:
+    missing = [config for config in dict.fromkeys(configs) if config not in done]
+    if not missing:
         return [done[config] for config in configs]
     others, futures = multiprocessing.active_children(), {}
-    pool = executor or _local_pool(len(work), max(config.processes for config in work))
+    pool = executor or _local_pool(len(missing), max(config.processes for config in missing))
+    work = {config: _work(config) for config in missing}
+    began, behind, waiting = time.perf_counter(), 0.0, sorted(work, key=work.get, reverse=True)
     try:
-        for config in sorted(work, key=work.get, reverse=True):
-            futures[pool.submit(train_one, config, results)] = config
-        began, behind = time.perf_counter(), 0.0
-        for number, future in enumerate(as_completed(futures), 1):
-            config = futures[future]
-            done[config], behind = future.result(), behind + work[config]
-            left = (time.perf_counter() - began) * (sum(work.values()) / behind - 1)
-            if progress:
-                print(f"{number}/{len(work)} {_line(done[config])}, about {left / 60:.0f} min left", flush=True)
+        while waiting or futures:
+            to_come = {runs.run_id(config.identity()) for config in [*waiting, *futures.values()]}
+            for config in [config for config in waiting if config.start not in to_come]:
+                waiting.remove(config)
+                futures[pool.submit(train_one, config, results)] = config
+            for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                config = futures.pop(future)
+                done[config], behind = future.result(), behind + work[config]
+                left = (time.perf_counter() - began) * (sum(work.values()) / behind - 1)
+                if progress:
+                    number = len(work) - len(waiting) - len(futures)
+                    print(f"{number}/{len(work)} {_line(done[config])}, about {left / 60:.0f} min left", flush=True)
     except BrokenProcessPool:
         raise RuntimeError("a worker process died; finished runs and epochs are kept, start again to go on") from None
     except BaseException:
@@ -98,7 +104,7 @@ def _finished(config: RunConfig, results: Path) -> Run | None:
 def _work(config: RunConfig) -> float:
     """How long a run will take beside others: multiply-adds of its training."""
     with torch.device("meta"):
-        macs = multiply_adds(new_model(config), (config.image_size or _SIZES.get(config.dataset, 32),) * 2)
+        macs = multiply_adds(new_model(config), (config.side, config.side))
     return macs * config.epochs * (config.train_images or 50_000)
 
 
@@ -110,26 +116,32 @@ def _line(run: Run) -> str:
 
 
 def _local_pool(tasks: int, processes: int) -> ProcessPoolExecutor:
-    """One worker a GPU, or a core, or as many as a run's `processes`; spawned: CUDA does not survive a fork."""
+    """One worker a GPU, or a core, or as many as a run's `processes`."""
     count = max(1, (torch.cuda.device_count() or len(os.sched_getaffinity(0))) // processes)
-    context = multiprocessing.get_context("spawn")
+    context = worker_context()
     turn = context.Value("i", 0) if processes == 1 else None  # a run of several processes takes its GPUs by itself
-    return ProcessPoolExecutor(min(count, tasks), context, initializer=_start_worker, initargs=(os.getpid(), turn))
+    return ProcessPoolExecutor(min(count, tasks), context, initializer=_start_worker, initargs=(turn,))
 
 
-def _start_worker(parent: int, turn) -> None:
+def worker_context() -> multiprocessing.context.BaseContext:
+    """How workers start: forked from a server that has the imports and nothing else, neither threads nor CUDA."""
+    multiprocessing.set_forkserver_preload(["saol_lib.study", "sklearn.datasets"])
+    forkserver.ensure_running()
+    return multiprocessing.get_context("forkserver")
+
+
+def _start_worker(turn) -> None:
     torch.set_num_threads(1)
     if turn and torch.cuda.is_available():
         with turn.get_lock():
             index, turn.value = turn.value, turn.value + 1
         torch.cuda.set_device(index % torch.cuda.device_count())
-    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    threading.Thread(target=_follow, daemon=True).start()
 
 
-def _follow(parent: int) -> None:
+def _follow() -> None:
     """Stop this worker, with a checkpoint, when the process that started it is gone."""
-    while os.getppid() == parent:
-        time.sleep(1)
+    multiprocessing.parent_process().join()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
     os._exit(143)

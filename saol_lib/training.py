@@ -213,8 +213,8 @@ class Trainer:
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "seconds": round(self.seconds, 1),
         }
-        if damaged := [*getattr(self.train_batches, "damaged", ()), *getattr(self.eval_batches, "damaged", ())]:
-            origin["damaged"] = sorted(Path(path).name for path in set(damaged))
+        if damaged := self.train_batches.damaged | self.eval_batches.damaged:
+            origin["damaged"] = sorted(Path(path).name for path in damaged)
         return Run(self.config.identity(), summarise(self.history), self.history, origin, status, error)
 
     def _fail(self, message: str) -> None:

@@ -82,8 +82,8 @@ def test_boxes_are_exact_and_inside(monkeypatch):
         black, white = np.zeros_like(canvas), np.ones_like(canvas)
         for plain in (black, white):
             draw(plain, ink, extent, copy.deepcopy(rng))
-        drawn.append(ink.shape)
-        if ink.shape == (8, 8):  # the digit, not a fragment
+        drawn.append(ink.size)
+        if ink.size == (8, 8):  # the digit, not a fragment
             visible = 1 - (white - black).mean(axis=2) > 0.25
             rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
             boxes.append([columns.min(), rows.min(), columns.max(), rows.max()])

@@ -1,7 +1,6 @@
 """Studies on every kind of executor: order, failures recorded, killed at any point and continued."""
 
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -70,6 +69,23 @@ def test_longest_first_and_results_in_the_order_given(tmp_path, monkeypatch):
     assert executor.asked[0] == configs[2] and executor.asked[-1] == configs[3]
 
 
+def test_a_run_waits_for_the_one_it_starts_from_and_for_no_other(tmp_path, monkeypatch):
+    """However the configs are ordered, and with the longest at the end of the chain."""
+    monkeypatch.setattr(study, "train_one", fake)
+    first = RunConfig(epochs=2)
+    second = RunConfig(arm="saol", epochs=30, start=runs.run_id(first.identity()))
+    third = RunConfig(arm="saol", epochs=90, start=runs.run_id(second.identity()))
+    alone, elsewhere = RunConfig(epochs=5), RunConfig(epochs=1, start="gap_fc-s0-0123456789")
+    executor, configs = Direct(), [third, second, alone, first, elsewhere]
+    found = run_study(configs, tmp_path, executor, progress=False)
+    assert [run.config for run in found] == [config.identity() for config in configs]
+    assert executor.asked == [alone, first, elsewhere, second, third]
+    executor = Direct()  # what is finished need not be waited for
+    (tmp_path / "runs" / f"{runs.run_id(third.identity())}.json").unlink()
+    run_study(configs, tmp_path, executor, progress=False)
+    assert executor.asked == [third]
+
+
 def test_finished_runs_are_only_read_and_failed_ones_tried_again(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "train_one", fake)
     configs = grid(["gap_fc", "saol"], [0, 1])
@@ -98,10 +114,10 @@ def test_what_a_stopped_study_had_not_begun_is_cancelled(tmp_path, monkeypatch):
             self.futures.append(Future())
             return self.futures[-1]
 
-    def interrupted(futures):
+    def interrupted(futures, return_when):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(study, "as_completed", interrupted)
+    monkeypatch.setattr(study, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_study(grid(["gap_fc"], [0, 1]), tmp_path, Slow(), progress=False)
     assert len(Slow.futures) == 2 and all(future.cancelled() for future in Slow.futures)
@@ -115,10 +131,10 @@ def test_workers_take_the_gpus_in_turn(monkeypatch):
     monkeypatch.setattr(
         study.threading, "Thread", lambda **kwargs: study.threading.Timer(0, print, [""]).__class__(9e9, print)
     )
-    turn = multiprocessing.get_context("spawn").Value("i", 0)
+    turn = study.worker_context().Value("i", 0)
     monkeypatch.setattr(study.threading, "Thread", lambda **kwargs: type("Idle", (), {"start": lambda self: None})())
     for _ in range(5):
-        study._start_worker(os.getpid(), turn)
+        study._start_worker(turn)
     assert used == [0, 1, 2, 0, 1] and torch.get_num_threads() == 1
 
 
@@ -181,9 +197,7 @@ def test_default_processes(tmp_path, capfd):
 
 def test_a_process_pool_of_ones_own(tmp_path):
     configs = grid(["saol"], [0, 1], **TINY)
-    with ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    with ProcessPoolExecutor(1, study.worker_context(), torch.set_num_threads, (1,)) as pool:
         found = run_study(configs, tmp_path / "pool", pool, progress=False)
         assert pool.submit(abs, -1).result() == 1  # it stays the user's
     same(found[0], train(configs[0], tmp_path / "here", progress=False))
@@ -260,9 +274,13 @@ def test_bad_input_from_a_shell_is_one_sentence(tmp_path):
     assert process.returncode == 1 and out == "" and errors.strip().count("\n") == 0 and "is not a folder" in errors
 
 
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def workers_of(pid):
-    found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    (server,) = [pid for pid in children(pid) if b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return children(server)
 
 
 def alive(pid):
@@ -297,7 +315,7 @@ def under_way(results, process, seconds=280):
     pytest.fail("no two runs were under way")
 
 
-VALUES = TINY | {"train_images": 500, "epochs": 24, "eval_every": 12}  # a few seconds each
+VALUES = TINY | {"train_images": 300, "epochs": 10, "eval_every": 10}  # a few seconds each
 ARMS = ["gap_fc", "saol_cutmix_ss_sd"]
 
 
@@ -334,6 +352,7 @@ def go_on(root, monkeypatch):
 
 
 @linux
+@pytest.mark.faults
 def test_terminated_and_continued(tmp_path, monkeypatch):
     process, workers = begin(tmp_path)
     process.terminate()
