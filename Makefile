@@ -18,7 +18,7 @@ endif
 DATA_FLAG = $(if $(DATA),--data "$(DATA)")
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider
-TWO = -n 2 --dist loadgroup --no-loadscope-reorder
+TWO = -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup replicate test test-faults test-browser lab explore study claims refresh lint format check-venv
 

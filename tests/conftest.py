@@ -15,15 +15,18 @@ settings.register_profile(
 )
 settings.load_profile("saol")
 
-AFTER = {"03": "02", "04": "01"}  # notebooks that read what another one has trained
-LONG = ["01", "02", "test_study", "test_training", "test_distributed", "test_explorer_browser", "06", "test_faults"]
+FIRST = ["01", "02", "test_study", "test_training", "test_distributed", "test_explorer_browser", "06", "test_faults"]
+LAST = ["03", "04"]  # notebooks that read what 02 and 01 have trained
+
+
+def place(item):
+    """What takes long begins first, so that the processes end together; what reads others' runs comes last."""
+    name = item.path.stem[:2] if item.path.suffix == ".ipynb" else item.path.stem
+    return [*FIRST, None, *LAST].index(name if name in FIRST + LAST else None)
 
 
 def pytest_collection_modifyitems(items):
-    """A file's tests stay together and in order, in one process; long files begin first; notebooks take their time."""
-    names = {item: item.path.stem[:2] if item.path.suffix == ".ipynb" else item.path.stem for item in items}
-    for item, name in names.items():
-        item.add_marker(pytest.mark.xdist_group(AFTER.get(name, name)))
+    items.sort(key=place)
+    for item in items:
         if item.path.suffix == ".ipynb":
-            item.add_marker(pytest.mark.timeout(0))
-    items.sort(key=lambda item: [*LONG, AFTER.get(names[item], names[item])].index(AFTER.get(names[item], names[item])))
+            item.add_marker(pytest.mark.timeout(0))  # nbval's own limit is for each cell
