@@ -70,6 +70,8 @@ def curves(runs: Sequence[Run]) -> Figure:
         errorbar=("pi", 100), marker="o", markersize=4, height=3.2, aspect=WIDTH / 8,
     )  # fmt: skip
     grid.set_titles("{col_name}").set_axis_labels("epoch", "top-1 accuracy (%)")
+    for tile in grid.axes.flat:
+        tile.xaxis.get_major_locator().set_params(integer=True)
     plt.close(grid.figure)
     return grid.figure
 

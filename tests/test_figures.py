@@ -86,6 +86,7 @@ def test_curves_draw_the_mean_and_the_range_over_seeds(runs):
     left, right = figure.axes
     assert [axes.get_title() for axes in figure.axes] == ["without CutMix", "with CutMix"]
     assert left.get_ylabel() == "top-1 accuracy (%)" and {left.get_xlabel(), right.get_xlabel()} == {"epoch"}
+    assert all(tick == int(tick) for axes in figure.axes for tick in axes.get_xticks())  # there is no half an epoch
     lines = [line for line in left.lines if len(line.get_ydata())]
     assert {(line.get_color(), *line.get_ydata()) for line in lines} >= {("black", 52.0, 62.5)}
     assert [64.0, 64.0] in [list(line.get_ydata()) for line in lines]
