@@ -111,7 +111,7 @@ def storm(folder, kills):
 
 
 def test_killed_at_some_moments_and_continued(tmp_path):
-    storm(tmp_path, 2)
+    storm(tmp_path, 4)
 
 
 @pytest.mark.faults

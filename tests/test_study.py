@@ -128,9 +128,6 @@ def test_workers_take_the_gpus_in_turn(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "set_device", used.append)
-    monkeypatch.setattr(
-        study.threading, "Thread", lambda **kwargs: study.threading.Timer(0, print, [""]).__class__(9e9, print)
-    )
     turn = study.worker_context().Value("i", 0)
     monkeypatch.setattr(study.threading, "Thread", lambda **kwargs: type("Idle", (), {"start": lambda self: None})())
     for _ in range(5):
