@@ -58,8 +58,8 @@ lab: $(READY) ## JupyterLab in notebooks/, on this machine only, with its token
 explore: notebooks/explorer.ipynb $(READY) ## the attention explorer in a browser: this machine only, nothing from elsewhere
 	$(PY) -m voila notebooks/explorer.ipynb --Voila.ip=127.0.0.1 --Voila.config_file_paths=notebooks
 
-study: saol_lib/study.py $(READY) ## train every run of PROFILE's study on DATA, several at a time; goes on where it stopped
-	$(PY) -m saol_lib.study --profile "$(PROFILE)" $(DATA_FLAG)
+study: $(READY) ## train every run of PROFILE's study on DATA, several at a time; goes on where it stopped
+	$(PY) -m saol_lib.training.study --profile "$(PROFILE)" $(DATA_FLAG)
 
 claims: $(READY) ## write README's claims table anew from results/
 	$(PY) -m saol_lib.evidence
@@ -97,5 +97,3 @@ check-venv: ## (with VENV) say what the environment lacks
 notebooks/explorer.ipynb:
 	@echo "There is no notebooks/explorer.ipynb in this version, so there is nothing to explore yet." >&2; exit 1
 
-saol_lib/study.py:
-	@echo "There is no saol_lib/study.py in this version, so no study can be run yet." >&2; exit 1

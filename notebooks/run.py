@@ -22,7 +22,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbstripout import strip_output
 
-from saol_lib.runs import setting
+from saol_lib.training.runs import setting
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS, RESULTS = ROOT / "notebooks", ROOT / "results"

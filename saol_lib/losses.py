@@ -115,7 +115,7 @@ def total_loss(
     config: a `RunConfig`: its `terms` (sl, ss1, ss2, sd, gap_ce, aux_ce), `weights`, `beta`, loss options are read.
     source: outputs for the clean sources, one row a sample of the batch or one a mixed sample, in order; by default
     `outputs[mixed.partners]`, right for the paired schedule, whose sources are clean members of the same batch.
-    mixed_weight: factor of ss1 and ss2 where this is one process's part of a batch, see `saol_lib.distributed`.
+    mixed_weight: factor of ss1 and ss2 where this is one process's part of a batch, see `training.distributed`.
     Without a mixed sample in the batch there are no ss1 and ss2.
     """
     terms = {}

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saol_lib.config import ARMS, RunConfig
 from saol_lib.cutmix import paste, unmixed
 from saol_lib.layers import Outputs, aggregate, attention_log_probs
 from saol_lib.losses import (
@@ -25,6 +24,7 @@ from saol_lib.losses import (
     self_distillation_loss,
     total_loss,
 )
+from saol_lib.training.config import ARMS, RunConfig
 
 B, K, SIZE, IMAGE = 4, 3, (2, 3), (8, 12)  # a cell of the output is 4x4 pixels
 TARGETS = torch.tensor([2, 0, 1, 2])

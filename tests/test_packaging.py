@@ -105,7 +105,12 @@ def test_imports_go_downhill(path):
 
 def test_imports_sees_every_way_to_import(tmp_path):
     source = tmp_path / "module.py"
-    lines = ["import saol_lib", "import saol_lib.runs", "from saol_lib import SAOL, data", "from .layers import SAOL"]
+    lines = [
+        "import saol_lib",
+        "import saol_lib.training.runs",
+        "from saol_lib import SAOL, data",
+        "from .layers import SAOL",
+    ]
     source.write_text("\n".join(lines))
     assert list(imports(source)) == ["__init__", "runs", "__init__", "data", "layers"]
 

@@ -1,0 +1,168 @@
+"""What things cost, measured side by side in one process, so that a machine's changing speed cancels in the ratios."""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from saol_lib.training.config import RunConfig
+from saol_lib.training.loop import Trainer, evaluate
+from saol_lib.training.study import worker_context
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would write to the notebook's stderr
+Functions = dict[str, Callable[[], object]]
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute with `count` threads inside, and as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def side_by_side(functions: Functions, rounds: int = 7) -> dict[str, float]:
+    """Median seconds of each function: all are called in turn, `rounds` times, after one warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(rounds + 1):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_memory(function: Callable[[], object]) -> int:
+    """The most bytes of tensors that one call holds at once above what was there before."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        function()
+    changes = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing on stderr: the profiler warns there, from C++, of each block that is older than itself."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def steps(configs: dict[str, RunConfig]) -> Functions:
+    """One training step of each config as `train` does it: next batch, augmentation, CutMix, losses, update."""
+    return {name: _step(Trainer(config, Path(tempfile.mkdtemp()))) for name, config in configs.items()}
+
+
+def _step(trainer: Trainer) -> Callable[[], None]:
+    def forever() -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield from trainer.train_batches.epoch(trainer.config.batch_size, 0, 0)
+
+    stream = forever()
+    trainer.model.train()
+    return lambda: trainer.step(0, 0, *next(stream))
+
+
+def bare_step(config: RunConfig) -> Callable[[], None]:
+    """Forward, backward and update of a GAP-FC network on one resident batch: what no training loop can beat."""
+    trainer = Trainer(config, Path(tempfile.mkdtemp()))
+    images, labels = next(trainer.train_batches.epoch(config.batch_size, 0, 0))
+    pixels = trainer.train_batches.normalise(images)
+    trainer.model.train()
+
+    def step() -> None:
+        loss = F.cross_entropy(trainer.model(pixels).gap_logits, labels)
+        trainer.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        trainer.optimizer.step()
+
+    return step
+
+
+def with_whole_batch_pass(config: RunConfig) -> Callable[[], None]:
+    """A step that also passes the whole clean batch through the network without gradient."""
+    trainer = Trainer(config, Path(tempfile.mkdtemp()))
+    images, _ = next(trainer.train_batches.epoch(config.batch_size, 0, 0))
+    step = _step(trainer)
+
+    def both() -> None:
+        step()
+        with torch.no_grad():
+            trainer.model(trainer.train_batches.normalise(images))
+
+    return both
+
+
+def evaluations(config: RunConfig) -> Functions:
+    """Evaluation as `train` does it, and bare inference on one resident batch of the same size, as often."""
+    trainer = Trainer(config, Path(tempfile.mkdtemp()))
+    resident, _ = next(trainer.eval_batches.all(500))
+
+    @torch.inference_mode()
+    def bare() -> None:
+        for _ in range(len(trainer.eval_batches) // len(resident)):
+            trainer.model.eval()(resident)
+
+    return {"evaluate": lambda: evaluate(trainer.model, trainer.eval_batches), "bare inference": bare}
+
+
+def ceilings(rounds: int = 9) -> dict[str, float]:
+    """This machine's multiply-adds a second, as torch reaches them: a matrix product and a 3x3 convolution."""
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    images = torch.randn(32, 64, 32, 32).contiguous(memory_format=torch.channels_last)
+    kernel = torch.randn(64, 64, 3, 3).contiguous(memory_format=torch.channels_last)
+    functions = {"matrix product": lambda: a @ b, "convolution": lambda: F.conv2d(images, kernel, padding=1)}
+    work = {"matrix product": 1024**3, "convolution": 32 * 32 * 32 * 64 * 64 * 9}
+    with torch.inference_mode():
+        return {name: work[name] / seconds for name, seconds in side_by_side(functions, rounds).items()}
+
+
+def images_per_second(config: RunConfig, seconds: float = 10.0) -> float:
+    """Training throughput of this process with one thread, over about that time."""
+    with threads(1):
+        step = _step(Trainer(config, Path(tempfile.mkdtemp())))
+        step()
+        began, count = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            step()
+            count += config.batch_size
+        return count / (time.perf_counter() - began)
+
+
+def worker_speedup(config: RunConfig, workers: int = 2, seconds: float = 10.0) -> float:
+    """Throughput of several single-threaded worker processes at once, over that of one alone."""
+    with ProcessPoolExecutor(workers, worker_context()) as pool:
+        warm = [pool.submit(images_per_second, config, 1.0) for _ in range(workers)]
+        _ = [future.result() for future in warm]
+        alone = pool.submit(images_per_second, config, seconds).result()
+        together = [pool.submit(images_per_second, config, seconds) for _ in range(workers)]
+        return sum(future.result() for future in together) / alone

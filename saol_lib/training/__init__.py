@@ -1,0 +1,1 @@
+"""Runs: their configuration, the training loop, studies, files and checkpoints."""

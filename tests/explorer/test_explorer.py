@@ -1,0 +1,398 @@
+"""The explorer without a browser: states, what they show, foreign pictures, and the widget's answers to its page."""
+
+import io
+import json
+import struct
+import zlib
+from dataclasses import asdict, replace
+from functools import cache
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from saol_lib import build_model
+from saol_lib.data.small import Dataset, digit_scenes, mean_and_std
+from saol_lib.explorer import lens as core
+from saol_lib.explorer import shipped
+from saol_lib.explorer.lens import Lens, State, read_picture
+from saol_lib.explorer.widget import AttentionExplorer
+from saol_lib.localization.maps import score_maps
+
+SCENES = digit_scenes(30, test=True)
+DATASET = Dataset(SCENES, SCENES, tuple("0123456789"), "")
+BOX = (4, 6, 20, 16)
+
+
+@cache
+def network(**options):
+    return build_model("resnet-8", 10, seed=0, **options)
+
+
+@pytest.fixture
+def lens():
+    return Lens(network(), DATASET)
+
+
+@pytest.fixture
+def widget():
+    return AttentionExplorer(network(), DATASET)
+
+
+def png(array):
+    file = io.BytesIO()
+    Image.fromarray(np.uint8(array)).save(file, "PNG")
+    return file.getvalue()
+
+
+# --- states ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_state_survives_json(lens):
+    state = lens.check(State(base=3, box=BOX, k=7, opacity=1, scale="shared"))
+    assert State.of(json.loads(json.dumps(asdict(state)))) == state
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"base": 30}, "picture 30 is not there; choose 0 to 29"),
+        ({"source": -1}, "picture -1 is not there"),
+        ({"source": True}, "base and source must each be the number of a picture"),
+        ({"base": {"number": 1}}, "base and source must"),
+        ({"base": [[{}]]}, "base and source must"),
+        ({"source": "no base64"}, "the picture of this state is no whole picture"),
+        ({"source": "bäse64"}, "the picture of this state is no whole picture"),
+        ({"source": "bm8gcGljdHVyZQ=="}, "the picture of this state is no whole picture"),
+        ({"box": [0, 0, 33, 8]}, "box=(0, 0, 33, 8) must be x0, y0, x1, y1 in 32 x 32 pixels"),
+        ({"box": [8, 0, 4, 8]}, "box="),
+        ({"box": [0.5, 0, 4, 8]}, "box="),
+        ({"box": [0, 4, 8]}, "box="),
+        ({"box": "all"}, "box="),
+        ({"overlay": "saliency"}, "overlay='saliency' must be one of none, attention"),
+        ({"overlay": {}}, "overlay={} must"),
+        ({"k": 10}, "k=10 must be null or a class, 0 to 9"),
+        ({"k": 1.0}, "k=1.0 must"),
+        ({"opacity": float("nan")}, "opacity=nan must be in 0..1"),
+        ({"opacity": "1"}, "opacity='1' must"),
+        ({"threshold": 1}, "threshold=1 must be in 0..1, below 1"),
+        ({"scale": None}, "scale=None must be own or shared"),
+        ({"colours": "jet"}, "colours='jet' must be one of viridis, cividis"),
+        ({"model": "big"}, "model='big' is not here; choose one of model"),
+        ({"zoom": 2}, "is no state"),
+        (["box"], "is no state"),
+        (None, "is no state"),
+    ],
+)
+def test_foreign_states_get_one_sentence_and_change_nothing(widget, change, sentence):
+    before, numbers = widget.state, widget.numbers
+    widget._asked({"name": "a.json", "text": json.dumps(change)})
+    assert sentence in widget.message and "\n" not in widget.message
+    assert widget.state == before and widget.numbers == numbers
+    with pytest.raises(ValueError):
+        widget.state = State.of(change)
+
+
+def test_a_first_patch_surrounds_the_sources_object(lens):
+    x0, y0, x1, y1 = SCENES.boxes[1].tolist()
+    box = lens.check(State()).box
+    assert box[0] <= x0 and box[1] <= y0 and box[2] > x1 and box[3] > y1
+
+
+# --- what is seen ----------------------------------------------------------------------------------------------------
+
+
+def test_the_mixed_picture_and_its_true_shares(lens):
+    image, shares = lens.mixed((0, 1, BOX))
+    expected = SCENES.images[0].clone()
+    expected[:, 6:16, 4:20] = SCENES.images[1, :, 6:16, 4:20]
+    assert torch.equal(image, expected) and SCENES.labels[0] != SCENES.labels[1]
+    assert shares[SCENES.labels[1]] == pytest.approx(160 / 1024) and shares[SCENES.labels[0]] == pytest.approx(
+        864 / 1024
+    )
+
+
+def test_what_is_told_is_what_the_model_says(lens):
+    state = State(box=BOX, k=2)
+    image = (lens.mixed(state.scene)[0] / 255 - lens.mean) / lens.std
+    mean, std = mean_and_std(SCENES.images)
+    assert torch.allclose(lens.mean.flatten(), mean.float()) and torch.allclose(lens.std.flatten(), std.float())
+    with torch.inference_mode():
+        outputs, numbers = lens.model(image[None]), lens.numbers(state)
+    assert numbers["saol"] == pytest.approx(outputs.saol_log_probs[0].exp().tolist(), abs=1e-6)
+    assert numbers["gap"] == pytest.approx(outputs.gap_logits[0].softmax(0).tolist(), abs=1e-6)
+    assert float(lens.map(state.scene, "saol", 2).sum()) == pytest.approx(numbers["saol"][2], abs=1e-6)
+    assert lens.numbers(replace(state, box=(0, 0, 32, 32)))["held"] == pytest.approx(1)
+    assert lens.numbers(replace(state, box=(0, 0, 16, 32)))["held"] == pytest.approx(
+        float(lens.map((0, 1, (0, 0, 16, 32)), "attention", 0)[:, :4].sum())
+    )
+    assert lens.numbers(replace(state, box=(5, 5, 5, 9)))["held"] == 0
+
+
+def test_no_pass_through_the_network_but_for_what_it_sees(lens):
+    passes = []
+    hook = lens.model.body.register_forward_pre_hook(lambda *_: passes.append(1))
+    state = lens.check(State(box=BOX))
+    lens.view(state)
+    assert len(passes) == 1
+    for change in ({"opacity": 0.1}, {"overlay": "grad_cam"}, {"k": 4}, {"threshold": 0.2}, {"scale": "shared"}):
+        state = replace(state, **change)
+        lens.view(state)
+    lens.render(state)
+    assert len(passes) == 1
+    lens.view(replace(state, box=(0, 0, 9, 9)))
+    hook.remove()
+    assert len(passes) == 2
+
+
+@pytest.mark.parametrize("method", core.OVERLAYS)
+def test_the_maps_are_those_of_score_maps(lens, method):
+    state = State(box=BOX, overlay=method, k=3)
+    image = (lens.mixed(state.scene)[0] / 255 - lens.mean) / lens.std
+    expected = score_maps(lens.model, image[None], torch.tensor([3]), method)
+    assert torch.allclose(core.stretch(lens.enlarged(state)[None]), expected, atol=1e-4)
+
+
+def test_box_and_overlap_are_the_literal_ones(lens, monkeypatch):
+    heat = torch.zeros(32, 32)
+    heat[8:16, 4:20] = 1
+    monkeypatch.setattr(lens, "enlarged", lambda state: heat)
+    told = lens.found(State(box=BOX, overlay="mask"))  # the patch: rows 6 to 15, columns 4 to 19
+    assert told == {"box": (4, 8, 19, 15), "truth": (4, 6, 19, 15), "iou": pytest.approx(128 / 160)}
+    label, (x0, y0, x1, y1) = int(SCENES.labels[0]), SCENES.boxes[0].tolist()
+    half = (x0, y0, (x0 + x1) // 2, y1 + 1)
+    told = lens.found(State(source=1, box=half, k=label, overlay="saol"))
+    assert told["truth"] == (half[2], y0, x1, y1)  # the part that the patch leaves
+    a = {(x, y) for x in range(4, 20) for y in range(8, 16)}
+    b = {(x, y) for x in range(half[2], x1 + 1) for y in range(y0, y1 + 1)}
+    assert told["iou"] == pytest.approx(len(a & b) / len(a | b))
+    other = next(k for k in range(10) if k not in SCENES.labels[:2])
+    assert lens.found(State(box=BOX, k=other, overlay="saol")) == {"box": (4, 8, 19, 15), "truth": None, "iou": None}
+    assert lens.found(State(box=BOX, overlay="none")) == {"box": None, "truth": None, "iou": None}
+    heat.zero_()
+    assert lens.found(State(box=BOX, overlay="mask"))["box"] is None
+
+
+def test_a_higher_threshold_never_gives_a_larger_box(lens):
+    boxes = [lens.found(State(box=BOX, k=1, threshold=t / 20))["box"] for t in range(20)]
+    areas = [(x1 - x0 + 1) * (y1 - y0 + 1) for x0, y0, x1, y1 in boxes]
+    assert areas[0] == 1024 and areas[-1] < 300
+
+
+@pytest.mark.parametrize("colours", core.PALETTES)
+def test_colours_are_matplotlibs(lens, colours):
+    state = State(box=BOX, k=0, colours=colours)
+    values = lens.map(state.scene, "spatial", 0)
+    low, high = lens.limits(state, "spatial")
+    expected = plt.colormaps[colours]((values.numpy() - low) / (high - low), bytes=True)[..., :3]
+    found = lens.painted(state, "spatial", values).permute(1, 2, 0).numpy()
+    assert np.abs(found.astype(int) - expected).max() <= 4  # one step of 256
+    assert (low, high) == (float(values.min()), float(values.max()))
+
+
+def test_a_shared_scale_is_one_for_all_classes(lens):
+    for overlay in core.OVERLAYS:
+        limits = {lens.limits(State(box=BOX, k=k, scale="shared"), overlay) for k in range(10)}
+        most = max(float(lens.map((0, 1, BOX), overlay, k).max()) for k in range(10))
+        assert len(limits) == 1 and limits.pop()[1] >= most - 1e-6
+
+
+def test_view_is_pure_and_draws_pngs(lens):
+    state = lens.check(State(box=BOX))
+    once, twice = lens.view(state), Lens(network(), DATASET).view(state)
+    assert once == twice
+    assert Image.open(io.BytesIO(once["overlay"]["png"])).size == (32, 32)
+    assert {Image.open(io.BytesIO(tile["png"])).size for tile in once["tiles"].values()} == {(8, 8)}
+    attention, votes, classes = np.frombuffer(once["cells"]["values"], "<f4").reshape(3, *once["cells"]["shape"])
+    spatial = lens.look(state.scene)[0].spatial_log_probs[0].exp().numpy()
+    assert attention.sum() == pytest.approx(1, abs=1e-5) and np.array_equal(classes, spatial.argmax(0))
+    assert np.array_equal(votes, spatial.max(0))
+
+
+def test_models_that_lack_a_layer():
+    gap_only, saol_only = network(heads=("gap",)), network(heads=("saol",))
+    with pytest.raises(ValueError, match="needs a model with a SAOL for the 10 classes"):
+        Lens(gap_only, DATASET)
+    with pytest.raises(ValueError, match="for the 3 classes"):
+        Lens(saol_only, DATASET._replace(classes=("a", "b", "c")))
+    lens = Lens(saol_only, DATASET)
+    assert lens.overlays == ["none", "attention", "spatial", "saol", "mask"]
+    assert lens.numbers(lens.check(State()))["gap"] is None
+    lens.render(lens.check(State()))
+    assert "mask" not in Lens(network(mask_source="none"), DATASET).overlays
+
+
+def test_figures_are_drawn_from_the_state_alone(widget):
+    before = widget.state
+    assert widget.file("svg") == widget.file("svg") and widget.file("png").startswith(b"\x89PNG")
+    figure = widget.render(State(box=BOX, k=3, overlay="none", colours="cividis", scale="shared"))
+    assert widget.state == before
+    maps = [tile.images[0] for tile in figure.axes if tile.images and tile.get_title() in ("A", "Yₖ", "A·Yₖ")]
+    lens = widget.lenses["model"]
+    for shown, name in zip(maps, ("attention", "spatial", "saol"), strict=True):
+        assert np.array_equal(shown.get_array(), lens.map((0, 1, BOX), name, 3)) and shown.get_cmap().name == "cividis"
+        assert shown.get_clim() == pytest.approx(lens.limits(State(box=BOX, k=3, scale="shared"), name))
+    assert "k = 3" in figure.get_suptitle() and "SAOL: " in figure.get_suptitle()
+
+
+# --- uploads ---------------------------------------------------------------------------------------------------------
+
+
+def stored(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def bomb():
+    """A PNG of a few bytes that says it has 400 million pixels."""
+    data = bytearray(stored(Image.new("L", (8, 8))))
+    data[16:24] = struct.pack(">II", 20_000, 20_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
+
+
+LARGE, CUT = bomb(), stored(Image.effect_noise((64, 64), 80))[:900]
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"", "a.png is no whole picture; give a PNG, JPEG, WEBP, GIF, BMP file"),
+        (b"%PDF-1.7 not a picture", "a.png is no whole picture"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "a.png is no whole picture"),
+        (stored(Image.new("RGB", (64, 64)), "TIFF"), "a.png is no whole picture"),
+        (CUT, "a.png is no whole picture"),
+        (LARGE, "a.png is too large: at most 8 MB and 50 million pixels are read"),
+        (stored(Image.new("1", (8000, 7000))), "a.png is too large"),
+        (b"\0" * 8_000_001, "a.png"),
+        (stored(Image.new("RGB", (1, 1))), "a.png is 1 x 1 pixels; give one of at least 8 a side"),
+        (stored(Image.new("RGB", (900, 7))), "a.png is 900 x 7 pixels"),
+    ],
+    ids=["empty", "pdf", "svg", "tiff", "cut", "bomb", "large", "heavy", "one pixel", "thin"],
+)
+def test_bad_uploads_get_one_sentence_and_the_explorer_goes_on(widget, data, sentence):
+    before = widget.state
+    widget._asked({"slot": "base", "name": "a.png"}, [memoryview(data)])
+    assert sentence in widget.message and "\n" not in widget.message and widget.state == before
+    widget._asked({"slot": "base", "name": "b.png"}, [memoryview(stored(Image.new("RGB", (40, 40), "red")))])
+    assert widget.message == "" and isinstance(widget.state.base, str)
+
+
+def pixel(data, x, y, size=(32, 32)):
+    image, _ = read_picture(data, "a", size)
+    assert image.shape == (3, *size) and image.dtype == torch.uint8
+    return image[:, y, x].tolist()
+
+
+def test_unusual_pictures_are_read_as_they_look():
+    assert pixel(stored(Image.new("L", (40, 40), 77)), 5, 5) == [77] * 3
+    assert pixel(stored(Image.fromarray(np.full((40, 40), 77 * 257, np.uint16))), 5, 5) == [77] * 3
+    assert pixel(stored(Image.new("RGBA", (40, 40), (9, 9, 9, 0))), 5, 5) == [255] * 3
+    assert pixel(stored(Image.new("CMYK", (40, 40), (0, 0, 0, 0)), "JPEG"), 5, 5) == [255] * 3
+    palette = Image.new("P", (40, 40), 3)
+    palette.putpalette([0, 0, 0, 1, 1, 1, 2, 2, 2, 10, 200, 30])
+    assert pixel(stored(palette), 5, 5) == [10, 200, 30]
+
+
+def test_exif_turns_the_picture():
+    upright = Image.new("RGB", (64, 64), "black")
+    upright.paste("white", (0, 0, 64, 32))  # the upper half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise: the upper half comes to the right
+    data = stored(upright, "JPEG", exif=exif, quality=95)
+    assert min(pixel(data, 28, 16)) > 240 and max(pixel(data, 3, 16)) < 15
+
+
+def test_the_middle_of_a_wide_picture_is_kept():
+    wide = Image.new("RGB", (300, 100), "red")
+    wide.paste("blue", (100, 0, 200, 100))
+    assert pixel(stored(wide), 1, 16) == pixel(stored(wide), 30, 16) == [0, 0, 255]
+    assert read_picture(stored(wide), "a", (20, 60))[0].shape == (3, 20, 60)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_an_animation_gives_its_first_frame_and_says_so(widget, kind):
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue", "green")]
+    data = stored(
+        frames[0], kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {})
+    )
+    widget.upload(data, "source", "a.gif")
+    assert widget.message == "a.gif is animated; its first of 3 frames is used"
+    image, label, box = widget.lenses["model"].picture(widget.state.source)
+    assert image[:, 5, 5].tolist() == [255, 0, 0] and label == -1 and box is None
+
+
+def test_an_upload_is_part_of_the_state(widget):
+    widget.upload(png(np.random.default_rng(0).integers(0, 256, (32, 32, 3))), "base")
+    state = State.of(json.loads(json.dumps(asdict(widget.state))))
+    other = AttentionExplorer(network(), DATASET)
+    other.state = state
+    assert other.numbers == widget.numbers and other.pictures == widget.pictures
+    area = (state.box[2] - state.box[0]) * (state.box[3] - state.box[1]) / 1024
+    assert sum(widget.numbers["true"]) == pytest.approx(area)  # of the patch alone: the rest is of no known class
+
+
+# --- the widget ------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_chooses_and_is_answered(widget):
+    widget.choices = {**widget.choices, "box": list(BOX), "overlay": "cam", "k": 4}
+    assert widget.state.box == BOX and widget.numbers["k"] == 4 and widget.message == ""
+    assert widget.numbers == widget.lenses["model"].numbers(widget.state)
+    sent = []
+    widget.observe(lambda change: sent.append(change["name"]), ["pictures", "tiles", "overlay", "cells", "numbers"])
+    widget.choices = {**widget.choices, "opacity": 0.2}
+    assert widget.state.opacity == 0.2 and not sent
+    widget.choices = {**widget.choices, "threshold": 0.93}
+    assert sent == ["numbers"]
+    widget.choices = {**widget.choices, "source": 9}
+    assert set(sent) == {"pictures", "tiles", "overlay", "cells", "numbers"}
+    widget.choices = {**widget.choices, "opacity": 7}
+    assert "opacity=7 must be in 0..1" in widget.message and widget.choices["opacity"] == 0.2
+    widget.choices = {"model": "model"}
+    assert widget.state == widget.lenses["model"].check(State(model="model")) and widget.choices["box"]
+
+
+def test_the_page_gets_files_and_odd_requests_do_nothing(widget, monkeypatch):
+    sent = []
+    monkeypatch.setattr(widget, "send", lambda content, buffers: sent.append((content["name"], buffers[0][:4])))
+    for kind in ("svg", "png", "exe", None):
+        widget._asked({"figure": kind})
+    assert sent == [("saol.svg", b"<?xm"), ("saol.png", b"\x89PNG")]
+    before = widget.state
+    for content in ({}, {"slot": "attic"}, {"slot": None, "name": 3}):
+        widget._asked(content)
+    for text in ("{'not': json", "[" * 100_000, ""):
+        widget._asked({"name": "x.json", "text": text})
+        assert widget.message == "x.json is not JSON; give a state that was saved here" and widget.state == before
+
+
+def test_several_models_in_one_explorer():
+    small = DATASET._replace(test=SCENES.subset(torch.arange(5)))
+    widget = AttentionExplorer(network(), DATASET, name="first", second=Lens(network(), small))
+    assert widget.state.model == "first" and widget.setup["second"]["count"] == 5
+    widget.state = State(model="second", base=4)
+    assert widget.choices["model"] == "second"
+    widget._asked({"text": json.dumps({"model": "second", "base": 5})})
+    assert "picture 5 is not there; choose 0 to 4" in widget.message
+
+
+def test_the_shipped_models_open_and_know_their_pictures():
+    widget = AttentionExplorer.shipped()
+    assert "digits" in widget.lenses
+    for name, lens in widget.lenses.items():
+        weights = shipped.FOLDER / f"{name}.safetensors"
+        assert weights.stat().st_size < 2e6 and lens.overlays == ["none", *core.OVERLAYS]
+    lens = widget.lenses["digits"]
+    right = [lens.target(State(base=i, box=(0, 0, 0, 0))) == lens.split.labels[i] for i in range(60)]
+    assert shipped.shipped_run("digits").metrics["top1_saol_last"] > 90 and sum(right) >= 50
+
+
+def test_photographs_come_with_scikit_image():
+    pytest.importorskip("skimage")
+    images, labels, boxes = shipped.photographs((32, 32))
+    assert images.shape == (5, 3, 32, 32) and labels.tolist() == [3, -1, -1, -1, -1] and boxes is None
+    assert images.float().std(dim=(1, 2, 3)).min() > 10

@@ -1,0 +1,316 @@
+"""The run store: files whole or not at all, runs and checkpoints there and back, and every way to damage one."""
+
+import errno
+import json
+import logging
+import math
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from saol_lib.training import runs
+from saol_lib.training.config import RunConfig
+from saol_lib.training.runs import (
+    Run,
+    load_checkpoint,
+    load_run,
+    load_runs,
+    save_checkpoint,
+    save_run,
+    write_json,
+    write_whole,
+)
+
+
+def make(seed=0, status="finished", **origin):
+    config = RunConfig(seed=seed, data_dir="/secret/place", device="cpu").identity()
+    history = [{"epoch": 1, "lr": 0.1, "loss_total": 1 / 3, "top1_gap": 12.3}]
+    return Run(config, {"top1_gap_last": 12.3}, history, runs.provenance() | {"seconds": 1.5} | origin, status)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_write_whole(tmp_path):
+    path = tmp_path / "new" / "folder" / "file"
+    write_whole(path, b"first")
+    write_whole(path, b"second")
+    assert path.read_bytes() == b"second" and os.listdir(path.parent) == ["file"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from saol_lib.training import runs
+target = {"replace": (Path, "replace"), "fsync": (os, "fsync")}[sys.argv[2]]
+setattr(*target, lambda *args: os.kill(os.getpid(), 9))
+runs.write_whole(Path(sys.argv[1]), b"new" * 100_000)
+"""
+
+
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_killed_before_the_rename_leaves_the_old_file(tmp_path, moment):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    died = subprocess.run([sys.executable, "-c", KILLED, str(path), moment])
+    assert died.returncode == -9 and path.read_bytes() == b"old"
+    assert [name for name in os.listdir(tmp_path) if name.endswith(".part")], "it was not killed while writing"
+    write_whole(path, b"newer")
+    assert path.read_bytes() == b"newer"
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from saol_lib.training import runs
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    runs.write_whole(Path(sys.argv[1]), b"new" * 1000)
+except OSError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_file_size_limit(tmp_path):
+    path = tmp_path / "results" / "file"
+    write_whole(path, b"old")
+    died = subprocess.run([sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True)
+    assert died.returncode == 1 and died.stderr.count("\n") == 1
+    assert "file could not be written to results/" in died.stderr and "File too large" in died.stderr
+    assert path.read_bytes() == b"old" and os.listdir(path.parent) == ["file"]
+
+
+def test_full_disk_is_one_sentence_and_leaves_everything(tmp_path, monkeypatch):
+    write_json(tmp_path / "a.json", {"value": 1})
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(runs.os, "fsync", full)
+    with pytest.raises(OSError) as error:
+        write_json(tmp_path / "a.json", {"value": 2})
+    assert re.fullmatch(r"a\.json could not be written .*No space left on device.*start again.*", str(error.value))
+    assert json.loads((tmp_path / "a.json").read_text()) == {"value": 1} and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_file_where_the_folder_should_be(tmp_path):
+    (tmp_path / "results").write_text("a file")
+    for path in (tmp_path / "results" / "x.json", tmp_path / "results" / "runs" / "x.json"):
+        with pytest.raises(OSError) as error:
+            write_json(path, {})
+        assert "cannot be made" in str(error.value) and "\n" not in str(error.value)
+    assert (tmp_path / "results").read_text() == "a file"
+
+
+def test_a_number_that_is_none_is_never_written(tmp_path):
+    for value in (math.nan, math.inf):
+        with pytest.raises(ValueError):
+            write_json(tmp_path / "x.json", {"loss": value})
+    assert not list(tmp_path.iterdir())
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_run_there_and_back(tmp_path):
+    run = make()
+    save_run(tmp_path, run)
+    path = tmp_path / "runs" / f"{run.id}.json"
+    assert load_run(path) == run and load_runs(tmp_path) == [run]
+
+
+def test_a_run_file_names_no_place(tmp_path):
+    save_run(tmp_path, make())
+    text = next((tmp_path / "runs").iterdir()).read_text()
+    places = ["/secret", str(tmp_path), str(Path.home()), str(runs.ROOT), sys.prefix]
+    assert not [place for place in places if place in text]
+    assert not re.search(r'"/|\\\\', text) and "data_dir" not in text and '"device"' not in text
+
+
+def test_failed_runs_enter_no_table(tmp_path):
+    good, bad = make(0), make(1, "failed")._replace(error="NaN")
+    save_run(tmp_path, bad), save_run(tmp_path, good)
+    measure = good._replace(config=good.config | {"method": "saol"})
+    save_run(tmp_path, measure, folder="measures")
+    assert load_runs(tmp_path) == [good] and load_runs(tmp_path, folder="measures") == [measure]
+    assert load_run(tmp_path / "runs" / f"{bad.id}.json").error == "NaN"
+
+
+def test_no_runs_yet(tmp_path):
+    assert load_runs(tmp_path / "nothing") == []
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"config": {', b"[1, 2]", b'{"config": {}}', b"\xff\xfe", b'{"a": 1}', b"7"]
+)
+def test_damaged_run_file(tmp_path, content):
+    path = tmp_path / "runs" / "saol-s0-0123456789.json"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    for read in (lambda: load_run(path), lambda: load_runs(tmp_path)):
+        with pytest.raises(ValueError) as error:
+            read()
+        assert "saol-s0-0123456789.json is not a readable run" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_relative_results_lie_in_the_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert runs.resolve("results/quick") == runs.ROOT / "results" / "quick"
+    assert runs.resolve(tmp_path) == tmp_path
+
+
+def test_provenance():
+    found = runs.provenance()
+    assert re.fullmatch("[0-9a-f]{16}", found["sources"]) and torch.__version__.startswith(found["versions"]["torch"])
+    missing = [name for name in runs.MODULES if not (runs.ROOT / "saol_lib" / f"{name}.py").exists()]
+    assert not missing
+    assert runs.processor(torch.device("cpu"))
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def tensors(value, size=40):
+    return {"model.weight": torch.full((size, 3), float(value)), "model.count": torch.tensor(value)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three checkpoints were written, two are there: 2 and 3."""
+    folder = tmp_path / "checkpoints" / "saol-s0-0123456789"
+    for value in (1, 2, 3):
+        save_checkpoint(folder, (value, 0), tensors(value), {"history": [{"top1": value / 7}], "seconds": 0.5})
+    return folder
+
+
+def loaded(folder):
+    """The epoch of the checkpoint that is loaded, checked to be whole; None if there is none."""
+    if not (found := load_checkpoint(folder)):
+        return None
+    value = found[1]["position"][0]
+    assert found[0].keys() == tensors(value).keys()
+    assert all(torch.equal(found[0][name], tensor) for name, tensor in tensors(value).items())
+    assert found[1]["history"] == [{"top1": value / 7}] and found[1]["seconds"] == 0.5
+    return value
+
+
+def test_checkpoint_there_and_back(folder):
+    assert loaded(folder) == 3
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [f"{n:05d}-0000000.{suffix}" for n in (2, 3) for suffix in ("json", "safetensors")]
+
+
+def test_mid_epoch_positions_are_in_order(folder):
+    save_checkpoint(folder, (3, 12), tensors(4) | {"model.count": torch.tensor(3)}, {})
+    assert load_checkpoint(folder)[1]["position"] == [3, 12]
+
+
+def test_channels_last_tensors_keep_their_values(tmp_path):
+    weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    save_checkpoint(tmp_path / "run", (0, 0), {"w": weight}, {})
+    assert torch.equal(load_checkpoint(tmp_path / "run")[0]["w"], weight)
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    elif how == "pickle":
+        path.write_bytes(pickle.dumps({"model.weight": [1.0]}))
+    elif how == "other":
+        path.write_bytes(safetensors.torch.save(tensors(5, size=9)) if path.suffix == ".safetensors" else b"[]")
+    else:
+        start = {"empty": 0, "half": len(content) // 2, "short": len(content) - 1}.get(how)
+        path.write_bytes(content[:start])
+    assert not path.exists() or path.read_bytes() != content
+
+
+HOWS = [
+    (suffix, how) for suffix in ("safetensors", "json") for how in ("empty", "half", "short", "pickle", "other", "gone")
+]
+HOWS.remove(("json", "short"))  # its last byte is a line feed
+
+
+@pytest.mark.parametrize(("suffix", "how"), HOWS)
+def test_damaged_checkpoint_falls_back_with_a_warning(folder, caplog, suffix, how):
+    damage(folder / f"00003-0000000.{suffix}", how)
+    with caplog.at_level(logging.WARNING):
+        assert loaded(folder) == 2
+    warned = [record.getMessage() for record in caplog.records]
+    if (suffix, how) == ("json", "gone"):  # never was valid: the JSON comes last
+        assert not warned
+    else:
+        assert len(warned) == 1 and "00003-0000000 of saol-s0-0123456789 is damaged" in warned[0]
+    damage(folder / f"00002-0000000.{suffix}", how)
+    assert loaded(folder) is None
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "json"])
+def test_every_flipped_bit_is_noticed(folder, suffix, caplog):
+    """No bit of a checkpoint can change and be believed, unless it changes nothing (a space in the JSON)."""
+    path = folder / f"00003-0000000.{suffix}"
+    whole, before = path.read_bytes(), load_checkpoint(folder)[1]
+    noticed, step = 0, 1 if suffix == "json" else 7
+    for place in range(0, len(whole), step):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        position = load_checkpoint(folder)[1]
+        noticed += position["position"] == [2, 0]
+        assert position["position"] == [2, 0] or position == before
+    assert noticed > 0.8 * len(whole) / step
+
+
+def test_a_pickle_is_never_unpickled(folder, monkeypatch):
+    monkeypatch.setattr(pickle, "loads", lambda *a, **k: pytest.fail("unpickled"))
+    monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("unpickled"))
+    for path in folder.glob("*.safetensors"):
+        torch.save({"w": torch.ones(2)}, path)
+    assert load_checkpoint(folder) is None
+
+
+def test_another_runs_checkpoint_is_passed_over(folder, caplog):
+    """Whole, of the same shapes even, and newer: but of another run."""
+    other = folder.parent / "saol-s1-9876543210"
+    save_checkpoint(other, (9, 0), tensors(9), {"history": [], "seconds": 0.0})
+    for path in list(other.iterdir()):
+        (folder / path.name).write_bytes(path.read_bytes())
+    with caplog.at_level(logging.WARNING):
+        assert loaded(folder) == 3
+    assert "saol-s1-9876543210" in caplog.text
+    save_checkpoint(folder, (4, 0), tensors(4), {"history": [{"top1": 4 / 7}], "seconds": 0.5})
+    assert sorted(path.stem for path in folder.glob("*.json")) == ["00003-0000000", "00004-0000000"]
+
+
+def test_the_newest_two_are_kept_after_a_fall_back(folder, caplog):
+    """Going on from 2 because 3 is damaged, 2 must not make room for it."""
+    damage(folder / "00003-0000000.safetensors", "half")
+    save_checkpoint(folder, (2, 5), tensors(2), {"history": [{"top1": 2 / 7}], "seconds": 0.5})
+    assert sorted(path.stem for path in folder.glob("*.json")) == ["00002-0000000", "00002-0000005"]
+
+
+def test_a_killed_process_leaves_no_rubbish(folder):
+    (folder / ".00004-0000000.safetensors.77.part").write_bytes(b"half")
+    (folder / "00004-0000000.safetensors").write_bytes(b"its JSON never came")
+    assert loaded(folder) == 3
+    save_checkpoint(folder, (4, 0), tensors(4), {"history": [{"top1": 4 / 7}], "seconds": 0.5})
+    assert loaded(folder) == 4 and len(list(folder.iterdir())) == 4
+
+
+def test_full_disk_keeps_the_earlier_checkpoints(folder, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(runs.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(folder, (4, 0), tensors(4), {})
+    assert loaded(folder) == 3 and len(list(folder.iterdir())) == 4
+
+
+def test_no_checkpoint(tmp_path):
+    assert load_checkpoint(tmp_path / "nowhere") is None

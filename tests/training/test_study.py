@@ -1,0 +1,380 @@
+"""Studies on every kind of executor: order, failures recorded, killed at any point and continued."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from filelock import FileLock
+
+from saol_lib.training import runs, study
+from saol_lib.training.config import RunConfig, grid
+from saol_lib.training.loop import Trainer, train
+from saol_lib.training.runs import Run
+from saol_lib.training.study import run_study, study_configs, train_one
+
+TINY = {"train_images": 200, "epochs": 2, "backbone": "resnet-8-8", "batch_size": 50, "lr": 0.05}
+pytestmark = pytest.mark.timeout(900)  # a busy machine takes minutes to start a few processes
+linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers through Linux's /proc")
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(runs.ROOT), "OMP_NUM_THREADS": "1"}
+
+
+class Direct(Executor):
+    """Computes at once, here; remembers what was asked for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def submit(self, function, config, results):
+        self.asked.append(config)
+        future = Future()
+        future.set_result(function(config, results))
+        return future
+
+
+def fake(config, results, status="finished"):
+    run = Run(config.identity(), {"top1_gap_last": 1.0 + config.seed}, [], {"seconds": 60.0}, status)
+    runs.save_run(results, run)
+    return run
+
+
+def path_of(folder, config):
+    return folder / "runs" / f"{runs.run_id(config.identity())}.json"
+
+
+def same(a, b):
+    assert (a.config, a.metrics, a.epochs, a.status) == (b.config, b.metrics, b.epochs, b.status)
+
+
+# --- what is done, and in which order --------------------------------------------------------------------------------
+
+
+def test_longest_first_and_results_in_the_order_given(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "train_one", fake)
+    changes = [{"epochs": 2}, {"epochs": 9}, {"backbone": "resnet-20"}, {"train_images": 100}, {"epochs": 2}]
+    configs = [RunConfig(**values) for values in changes]
+    executor = Direct()
+    found = run_study(configs, tmp_path, executor, progress=False)
+    assert [run.config for run in found] == [config.identity() for config in configs]
+    work = {config: study._work(config) for config in configs}
+    assert executor.asked == sorted(dict.fromkeys(configs), key=work.get, reverse=True) and len(executor.asked) == 4
+    assert executor.asked[0] == configs[2] and executor.asked[-1] == configs[3]
+
+
+def test_a_run_waits_for_the_one_it_starts_from_and_for_no_other(tmp_path, monkeypatch):
+    """However the configs are ordered, and with the longest at the end of the chain."""
+    monkeypatch.setattr(study, "train_one", fake)
+    first = RunConfig(epochs=2)
+    second = RunConfig(arm="saol", epochs=30, start=runs.run_id(first.identity()))
+    third = RunConfig(arm="saol", epochs=90, start=runs.run_id(second.identity()))
+    alone, elsewhere = RunConfig(epochs=5), RunConfig(epochs=1, start="gap_fc-s0-0123456789")
+    executor, configs = Direct(), [third, second, alone, first, elsewhere]
+    found = run_study(configs, tmp_path, executor, progress=False)
+    assert [run.config for run in found] == [config.identity() for config in configs]
+    assert executor.asked == [alone, first, elsewhere, second, third]
+    executor = Direct()  # what is finished need not be waited for
+    (tmp_path / "runs" / f"{runs.run_id(third.identity())}.json").unlink()
+    run_study(configs, tmp_path, executor, progress=False)
+    assert executor.asked == [third]
+
+
+def test_finished_runs_are_only_read_and_failed_ones_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "train_one", fake)
+    configs = grid(["gap_fc", "saol"], [0, 1])
+    fake(configs[0], tmp_path), fake(configs[1], tmp_path, "failed")
+    executor = Direct()
+    run_study(configs, tmp_path, executor, progress=False)
+    assert set(executor.asked) == set(configs[1:])
+    executor = Direct()
+    assert len(run_study(configs, tmp_path, executor)) == 4 and not executor.asked
+
+
+def test_progress_is_a_line_a_run_with_the_time_left(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study, "train_one", fake)
+    run_study(grid(["gap_fc"], [0, 1, 2]), tmp_path, Direct())
+    lines = capsys.readouterr().out.splitlines()
+    pattern = r"(\d)/3 gap_fc-s\d-\w{10} top1_gap_last \d\.0 in 60 s, about (\d+) min left"
+    found = [re.fullmatch(pattern, line) for line in lines]
+    assert [match[1] for match in found] == ["1", "2", "3"] and found[-1][2] == "0"
+
+
+def test_what_a_stopped_study_had_not_begun_is_cancelled(tmp_path, monkeypatch):
+    class Slow(Executor):
+        futures = []  # noqa: RUF012
+
+        def submit(self, *args):
+            self.futures.append(Future())
+            return self.futures[-1]
+
+    def interrupted(futures, return_when):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(grid(["gap_fc"], [0, 1]), tmp_path, Slow(), progress=False)
+    assert len(Slow.futures) == 2 and all(future.cancelled() for future in Slow.futures)
+
+
+def test_workers_take_the_gpus_in_turn(monkeypatch):
+    used = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    turn = study.worker_context().Value("i", 0)
+    monkeypatch.setattr(study.threading, "Thread", lambda **kwargs: type("Idle", (), {"start": lambda self: None})())
+    for _ in range(5):
+        study._start_worker(turn)
+    assert used == [0, 1, 2, 0, 1] and torch.get_num_threads() == 1
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+
+def test_a_failing_run_is_recorded_and_names_no_place(tmp_path):
+    missing = RunConfig(dataset="cifar10", data_dir=str(tmp_path / "no where"))
+    run = train_one(missing, tmp_path / "results")
+    assert run.status == "failed" and run.error.startswith("FileNotFoundError") and "is not a folder" in run.error
+    text = path_of(tmp_path / "results", missing).read_text()
+    assert str(tmp_path) not in text and str(Path.home()) + "/" not in text and json.loads(text)["status"] == "failed"
+    assert runs.load_runs(tmp_path / "results") == []
+
+
+def test_divergence_keeps_trains_own_record(tmp_path):
+    config = RunConfig(**TINY | {"lr": 1e30})
+    assert train_one(config, tmp_path).status == "failed"
+    recorded = runs.load_run(path_of(tmp_path, config))
+    assert (
+        recorded.status == "failed" and recorded.error.startswith("the loss of epoch") and recorded.provenance["data"]
+    )
+
+
+def test_a_run_that_another_process_trains_is_not_recorded_as_failed(tmp_path):
+    config = RunConfig(**TINY)
+    folder = tmp_path / "checkpoints" / runs.run_id(config.identity())
+    folder.mkdir(parents=True)
+    with FileLock(folder / "lock"):
+        run = train_one(config, tmp_path)
+    assert run.status == "failed" and "another process" in run.error and not path_of(tmp_path, config).exists()
+
+
+def test_a_failure_that_cannot_be_recorded_does_not_stop_the_others(tmp_path, caplog):
+    (tmp_path / "file").write_text("not a folder")
+    run = train_one(RunConfig(**TINY), tmp_path / "file")
+    assert run.status == "failed" and "cannot be made" in run.error and "cannot be made" in caplog.text
+
+
+def test_default_processes(tmp_path, capfd):
+    """Two good runs, one that diverges, one without data: the good ones are those that one process makes."""
+    good = grid(["gap_fc", "saol_cutmix_ss_sd"], [0], **TINY)
+    bad = [RunConfig(**TINY | {"lr": 1e30}), RunConfig(dataset="cifar10", data_dir=str(tmp_path / "nowhere"))]
+    found = run_study([*bad, *good], tmp_path / "results")
+    assert [run.status for run in found] == ["failed", "failed", "finished", "finished"]
+    lines = capfd.readouterr().out.splitlines()
+    assert len(lines) == 4 and sum(" failed: " in line for line in lines) == 2
+    assert {run.provenance["threads"] for run in found[2:]} == {1}
+    assert {run.id for run in runs.load_runs(tmp_path / "results")} == {run.id for run in found[2:]}
+    for config, run in zip(good, found[2:], strict=True):
+        same(run, train(config, tmp_path / "here", progress=False))
+    before = [path_of(tmp_path / "results", config).stat().st_mtime_ns for config in good]
+    with ThreadPoolExecutor(1) as executor:
+        run_study([*bad, *good], tmp_path / "results", executor, progress=False)
+    assert before == [path_of(tmp_path / "results", config).stat().st_mtime_ns for config in good]
+
+
+# --- executors of one's own ------------------------------------------------------------------------------------------
+
+
+def test_a_process_pool_of_ones_own(tmp_path):
+    configs = grid(["saol"], [0, 1], **TINY)
+    with ProcessPoolExecutor(1, study.worker_context(), torch.set_num_threads, (1,)) as pool:
+        found = run_study(configs, tmp_path / "pool", pool, progress=False)
+        assert pool.submit(abs, -1).result() == 1  # it stays the user's
+    same(found[0], train(configs[0], tmp_path / "here", progress=False))
+
+
+def test_dask_cluster(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    configs = [*grid(["gap_fc", "saol_cutmix_ss2"], [0], **TINY), RunConfig(**TINY | {"lr": 1e30})]
+    cluster = distributed.LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address=None,
+        local_directory=str(tmp_path / "dask"),
+    )
+    with cluster, distributed.Client(cluster) as client:
+        found = run_study(configs, tmp_path / "results", client.get_executor(), progress=False)
+    assert [run.status for run in found] == ["finished", "finished", "failed"]
+    for config, run in zip(configs[:2], found[:2], strict=True):
+        same(run, train(config, tmp_path / "here", progress=False))
+
+
+# --- from a shell, and killed ----------------------------------------------------------------------------------------
+
+MAIN = """
+import sys
+from pathlib import Path
+from saol_lib.training import runs
+from saol_lib.training import study
+runs.ROOT = Path(sys.argv.pop(1))
+study.main()
+"""
+
+
+def profile(root, **values):
+    folder = root / "notebooks" / "profiles" / "tiny"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "01.yaml").write_text(yaml.safe_dump(values))
+    return folder
+
+
+def test_study_configs_reads_the_profile(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    folder = profile(
+        tmp_path,
+        profile="tiny",
+        results="results/tiny",
+        arms=["gap_fc", {"arm": "saol", "blocks": 2}],
+        seeds=[0, 3],
+        **TINY,
+    )
+    (folder / "06.yaml").write_text(yaml.safe_dump({"profile": "tiny", "rounds": 3}))  # a notebook that trains nothing
+    configs, results = study_configs("tiny", "/data")
+    assert results == "results/tiny" and [(c.arm, c.seed) for c in configs] == [
+        ("gap_fc", 0),
+        ("gap_fc", 3),
+        ("saol", 0),
+        ("saol", 3),
+    ]
+    assert {c.blocks for c in configs if c.arm == "saol"} == {2} and {c.data_dir for c in configs} == {"/data"}
+    assert study_configs("tiny")[0][0].data_dir is None
+    with pytest.raises(ValueError, match=r"'none'.*notebooks/profiles"):
+        study_configs("none")
+
+
+def shell(root, *arguments):
+    command = [sys.executable, "-u", "-c", MAIN, str(root), "--profile", "tiny", *arguments]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_bad_input_from_a_shell_is_one_sentence(tmp_path):
+    profile(tmp_path, arms=["gap_fc"], seeds=[0], **TINY | {"dataset": "cifar10"})
+    process = shell(tmp_path, "--data", str(tmp_path / "nowhere"))
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and out == "" and errors.strip().count("\n") == 0 and "is not a folder" in errors
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def workers_of(pid):
+    (server,) = [pid for pid in children(pid) if b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return children(server)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def gone(pids, seconds):
+    """Whether all these processes end within some seconds."""
+    end = time.monotonic() + seconds
+    while any(map(alive, pids)) and time.monotonic() < end:
+        time.sleep(0.1)
+    return not any(map(alive, pids))
+
+
+def modified(path):
+    return path.stat().st_mtime if path.exists() else 0.0
+
+
+def under_way(results, process, seconds=280):
+    """Wait until two runs that are not finished have a checkpoint that is newer than the process."""
+    end, began = time.monotonic() + seconds, time.time()
+    while time.monotonic() < end:
+        assert process.poll() is None, process.communicate()
+        begun = {path.parent.name for path in results.glob("checkpoints/*/*.json") if modified(path) > began}
+        done = {path.stem for path in results.glob("runs/*.json")}
+        if len(begun - done) >= 2:
+            return
+        time.sleep(0.02)
+    pytest.fail("no two runs were under way")
+
+
+VALUES = TINY | {"train_images": 300, "epochs": 10, "eval_every": 10}  # a few seconds each
+ARMS = ["gap_fc", "saol_cutmix_ss_sd"]
+
+
+def begin(root):
+    """A study of four runs from a shell, two of them under way, and its two workers."""
+    profile(root, arms=ARMS, seeds=[0, 1], **VALUES)
+    process = shell(root)
+    under_way(root / "results" / "tiny", process)
+    workers = workers_of(process.pid)
+    assert len(workers) == 2
+    return process, workers
+
+
+def go_on(root, monkeypatch):
+    """The next call: each run goes on where it had stopped, what is finished is left alone, no number changes."""
+    results, configs = root / "results" / "tiny", grid(ARMS, [0, 1], **VALUES)
+    finished = {path: path.read_bytes() for path in results.glob("runs/*.json")}
+    positions = {
+        config: found[1]["position"]
+        for config in configs
+        if (found := runs.load_checkpoint(results / "checkpoints" / runs.run_id(config.identity())))
+        and not path_of(results, config).exists()
+    }
+    assert len(positions) >= 2 and all(position > [0, 0] for position in positions.values())
+    starts, original = {}, Trainer.run
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run", lambda self, p: (starts.update({self.config: self.start}), original(self, p))[1])
+        run_study(configs, results, Direct(), progress=False)
+    assert {config: list(starts[config]) for config in positions} == positions
+    assert all(path.read_bytes() == content for path, content in finished.items())
+    assert len(starts) == 4 - len(finished)
+    config = next(iter(positions))
+    same(runs.load_run(path_of(results, config)), train(config, root / "whole", progress=False))
+
+
+@linux
+@pytest.mark.faults
+def test_terminated_and_continued(tmp_path, monkeypatch):
+    process, workers = begin(tmp_path)
+    process.terminate()
+    process.communicate(timeout=200)
+    assert process.returncode == 143 and not any(map(alive, workers))
+    go_on(tmp_path, monkeypatch)
+
+
+@linux
+@pytest.mark.faults
+def test_a_killed_worker_is_one_sentence(tmp_path, monkeypatch):
+    process, workers = begin(tmp_path)
+    os.kill(workers[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 1 and "Traceback" not in errors and gone(workers, 20)
+    assert errors.strip().splitlines()[-1].startswith("a worker process died; finished runs")
+    go_on(tmp_path, monkeypatch)
+
+
+@linux
+@pytest.mark.faults
+def test_workers_of_a_killed_study_stop_by_themselves(tmp_path, monkeypatch):
+    process, workers = begin(tmp_path)
+    process.kill()
+    process.wait()
+    assert gone(workers, 30)
+    go_on(tmp_path, monkeypatch)
