@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -26,7 +26,7 @@ from saol_lib.layers import Outputs
 from saol_lib.losses import total_loss
 from saol_lib.networks.weights import load_weights
 from saol_lib.streams import stream, stream_seed
-from saol_lib.training import runs
+from saol_lib.training import checkpoints, files, runs
 from saol_lib.training.config import RunConfig
 from saol_lib.training.distributed import Processes, launch
 from saol_lib.training.recipe import batches, mix_batch, new_model, new_optimizer
@@ -45,7 +45,7 @@ class Interrupted(SystemExit):
     """Training was asked to stop (SIGTERM, exit code 143) and has written a checkpoint."""
 
 
-def train(config: RunConfig, results: str | Path = "results/quick", progress: bool = True) -> Run:
+def train(config: RunConfig, results: str | Path = files.OWN, progress: bool = True) -> Run:
     """Train one configuration; a finished run is returned as it is, an interrupted one goes on.
 
     results: the folder that gets `runs/<id>.json` and, while training, `checkpoints/<id>/`; a relative one lies in the
@@ -55,16 +55,16 @@ def train(config: RunConfig, results: str | Path = "results/quick", progress: bo
     """
     results, name = runs.resolve(results), runs.run_id(config.identity())
     path, folder = results / "runs" / f"{name}.json", results / "checkpoints" / name
-    if path.exists() and (run := runs.load_run(path)).status == "finished":
+    if run := runs.finished_run(config, results):
         return run
     alone = "WORLD_SIZE" not in os.environ
     if alone and config.processes > 1:
         launch(train, (config, results, progress), config.processes)
         return runs.load_run(path)
-    runs.make_folder(folder)
+    files.make_folder(folder)
     first = int(os.environ.get("RANK", 0)) == 0
     try:
-        with FileLock(folder / "lock", timeout=0) if first else nullcontext():
+        with checkpoints.lock(folder) if first else nullcontext():
             return Trainer(config, results).run(progress)
     except Timeout:
         raise Busy(f"run {name} is being trained by another process; wait for it or stop it") from None
@@ -184,12 +184,12 @@ class Trainer:
         }
         sums = {f"sum.{name}": value for name, value in self.sums.items()}
         weights = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        state = {"history": self.history, "seconds": self.seconds}
+        state = {"history": self.history, "seconds": self.seconds, "data": self.dataset.fingerprint}
         if self.group.is_first:
-            runs.save_checkpoint(self.folder, position, weights | momenta | sums, state)
+            checkpoints.save_checkpoint(self.folder, position, weights | momenta | sums, state)
 
     def _restore(self) -> None:
-        if not (found := runs.load_checkpoint(self.folder)):
+        if not (found := checkpoints.resume(self.folder, self.dataset.fingerprint)):
             return
         tensors, state = found
         parts = {"model": {}, "momentum": {}, "sum": {}}
@@ -220,7 +220,7 @@ class Trainer:
     def _fail(self, message: str) -> None:
         if self.group.is_first:
             runs.save_run(self.results, self._result("failed", message))
-            runs.remove_checkpoints(self.folder)
+            checkpoints.remove_checkpoints(self.folder)
         raise NotANumber(message)
 
 

@@ -14,7 +14,7 @@ from saol_lib.networks.build import build_model
 from saol_lib.networks.enlarge import enlarge
 from saol_lib.networks.peers import ABN
 from saol_lib.networks.weights import load_weights
-from saol_lib.training import runs
+from saol_lib.training import checkpoints, runs
 from saol_lib.training.config import ARMS, RunConfig
 from saol_lib.training.runs import Run
 
@@ -50,7 +50,7 @@ def _trained(name: str, results: str | Path) -> SAOLNet | ABN:
 
 def load_model(run: Run, results: str | Path) -> SAOLNet | ABN:
     """The trained network of a finished run, in evaluation mode, from its last checkpoint."""
-    found = runs.load_checkpoint(runs.resolve(results) / "checkpoints" / run.id)
+    found = checkpoints.load_checkpoint(runs.resolve(results) / "checkpoints" / run.id, run.provenance.get("data"))
     if not found or found[1]["position"] != [run.config["epochs"], 0]:
         raise FileNotFoundError(f"run {run.id} lacks its last checkpoint in {Path(results).name}; train it again")
     model = new_model(RunConfig.of(**run.config))

@@ -1,30 +1,32 @@
-"""The evidence: one JSON file a run, with provenance; checkpoints; files are written whole or not at all."""
+"""The evidence: one JSON file a run, named after what can change its numbers, with its provenance."""
 
 import hashlib
 import json
-import logging
-import os
+import math
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors.torch
 import torch
-from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "results"
+from saol_lib.data import load
+from saol_lib.training import files
+from saol_lib.training.files import LIBRARY, RESULTS, ROOT, make_folder, resolve, write_json, write_whole  # noqa: F401
+
 COMPUTING = ("layers.py", "cutmix.py", "losses.py", "attach.py", "streams.py", "networks", "data", "training")
+PACKAGES = ("torch", "torchvision", "pytorchcv", "numpy", "scikit-learn", "pillow")
 LATER = {  # config fields that came after the first published runs: at these values they are not part of an id
     **dict.fromkeys(("image_size", "classes", "start"), None),
     **dict.fromkeys(("skip_damaged", "pretrained", "enlarge", "dilation"), False),
 }
-log = logging.getLogger("saol_lib")
+
+
+class OtherData(ValueError):
+    """A stored run or checkpoint was computed from other data than those given now."""
 
 
 class Run(NamedTuple):
@@ -42,17 +44,28 @@ class Run(NamedTuple):
         return run_id(self.config)
 
 
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
 def run_id(identity: dict) -> str:
     """The run's name: arm, seed and a hash of everything that can change a number."""
-    counted = {name: value for name, value in identity.items() if name not in LATER or value != LATER[name]}
+    counted = {}
+    for name, value in identity.items():
+        if name not in LATER or value != LATER[name]:
+            counted[name] = value
+
     text = json.dumps(counted, sort_keys=True)
-    return f"{identity['arm']}-s{identity['seed']}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f"{identity['arm']}-s{identity['seed']}-{digest[:10]}"
 
 
 def started_from(config: dict) -> str | None:
     """What a run was fine-tuned from, the same for all seeds and arms of a stage: an arm, or "itself"; else None."""
-    arm = re.sub(r"-s\d+-\w+$", "", config.get("start") or "")
-    return "itself" if arm == config["arm"] else arm or None
+    start = config.get("start")
+    if not start:
+        return None
+    arm = re.sub(r"-s\d+-\w+$", "", start)
+    return "itself" if arm == config["arm"] else arm
 
 
 def setting(config: dict) -> dict:
@@ -60,89 +73,152 @@ def setting(config: dict) -> dict:
     return LATER | config | {"start": started_from(config)}
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write the file whole or not at all, whatever happens meanwhile; raises OSError with one sentence."""
-    make_folder(path.parent)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OSError(
-            f"{path.name} could not be written to {path.parent.name}/ ({error.strerror}); make room or choose another "
-            "results folder, then start again: finished epochs are kept"
-        ) from None
+# --- files -----------------------------------------------------------------------------------------------------------
 
 
-def make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"folder {folder} cannot be made ({error.strerror}); choose another results folder") from None
-
-
-def write_json(path: Path, value: object) -> None:
-    write_whole(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+def run_path(results: Path, name: str, folder: str = "runs") -> Path:
+    """The file of a run, by its id."""
+    return results / folder / f"{name}.json"
 
 
 def save_run(results: Path, run: Run, folder: str = "runs") -> None:
-    """folder: "runs", or "measures" for what is measured on a finished run: its config, and the "method"."""
-    write_json(results / folder / f"{run.id}.json", {k: v for k, v in run._asdict().items() if v is not None})
+    """Write a run's file. folder: "runs", or "measures" for what is measured on a run: its config and the "method"."""
+    told = {name: value for name, value in run._asdict().items() if value is not None}
+    files.write_json(run_path(results, run.id, folder), told)
 
 
 def load_run(path: Path) -> Run:
-    """One run's file; ValueError if it is damaged or not a run."""
+    """One run's file; ValueError with one sentence if it is damaged, no run, or not the run that its name says."""
     try:
-        return Run(**json.loads(path.read_text()))
+        run = Run(**json.loads(path.read_text()))
+        fault = _fault(run)
     except (ValueError, TypeError, OSError) as error:
-        raise ValueError(f"{path.name} is not a readable run ({error}); remove it and train again") from None
+        run, fault = None, str(error)
+
+    if fault:
+        raise ValueError(f"{path.name} is not a readable run ({fault}); remove it and train again")
+    if run.id != path.stem:
+        raise ValueError(
+            f"{path.name} holds the config of {run.id}, so it was edited or renamed; restore it, or remove it "
+            "and train again"
+        )
+    return run
+
+
+def _fault(run: Run) -> str | None:
+    """What is wrong with the contents of a run's file, or None."""
+    config = run.config
+    if not isinstance(config, dict) or not {"arm", "seed"} <= config.keys():
+        return "its config has no arm and seed"
+    if not isinstance(run.metrics, dict) or not isinstance(run.provenance, dict):
+        return "its metrics and provenance must be tables of names and values"
+    if not isinstance(run.epochs, list):
+        return "its epochs must be a list"
+    if run.status not in ("finished", "failed"):
+        return f"its status is {run.status!r}, neither finished nor failed"
+
+    for name, value in run.metrics.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value):
+            return f"its metric {name} is {value!r}, not a number"
+    return None
 
 
 def load_runs(results: str | Path, folder: str = "runs") -> list[Run]:
     """The finished runs of a results folder, in the order of their names; failed ones enter no table."""
-    runs = [load_run(path) for path in sorted((resolve(results) / folder).glob("*.json"))]
+    paths = sorted((resolve(results) / folder).glob("*.json"))
+    runs = [load_run(path) for path in paths]
     return [run for run in runs if run.status == "finished"]
 
 
-def resolve(results: str | Path) -> Path:
-    """A results folder: a relative path is taken from the repository's root, whatever the working directory is."""
-    path = Path(results).expanduser()
-    return path if path.is_absolute() else ROOT / path
+def load_finished(results: Path, name: str) -> Run | None:
+    """The run of this id if it is there and finished, else None."""
+    path = run_path(results, name)
+    if not path.exists():
+        return None
+    run = load_run(path)
+    return run if run.status == "finished" else None
+
+
+def finished_run(config, results: Path) -> Run | None:
+    """The finished run of a `RunConfig` in this folder, or None; OtherData where the data given now are others.
+
+    Data that are not given (see `data_are_given`) cannot be compared: the run is returned as it was committed.
+    """
+    run = load_finished(results, run_id(config.identity()))
+    if run and data_are_given(config):
+        present = load(config.dataset, config.data_dir, **config.data_options)
+        check_data(run.id, run.provenance.get("data"), present.fingerprint)
+    return run
+
+
+def data_are_given(config) -> bool:
+    """Whether a `RunConfig` names a folder of data, or a data set that needs none."""
+    return bool(config.data_dir) or config.dataset == "digits"
+
+
+def check_data(name: str, stored: str | None, present: str) -> None:
+    """The one place where fingerprints of data meet: OtherData if a run was computed from others than those given.
+
+    stored: None where an old file does not tell it.
+    """
+    if stored not in (None, present):
+        raise OtherData(
+            f"run {name} was computed from other data (fingerprint {stored}) than those given now ({present}); "
+            "choose another results folder for these data, or give the data of that run"
+        )
+
+
+# --- provenance ------------------------------------------------------------------------------------------------------
 
 
 @cache
 def provenance() -> dict:
     """What a number depends on besides its config: code, versions, processor."""
-    library = Path(__file__).parents[1]
-    places = [library / name for name in COMPUTING]
-    files = [path for place in places for path in ([place] if place.is_file() else sorted(place.rglob("*.py")))]
-    sources = hashlib.sha256(b"".join(path.read_bytes() for path in files))
-    packages = ("torch", "torchvision", "pytorchcv", "numpy", "scikit-learn", "pillow")
+    changes = _git("status", "--porcelain", "--", "saol_lib")
+    versions = {name: _version(name) for name in PACKAGES}
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--", "saol_lib")),
-        "sources": sources.hexdigest()[:16],
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "dirty": bool(changes),
+        "sources": source_hash(),
+        "versions": {"python": platform.python_version()} | versions,
     }
 
 
+@cache
+def source_hash() -> str:
+    """A hash of the files that compute numbers; explorer, evidence and figures are not among them."""
+    digest = hashlib.sha256()
+    for name in COMPUTING:
+        place = LIBRARY / name
+        sources = [place] if place.is_file() else sorted(place.rglob("*.py"))
+        for path in sources:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def processor(device: torch.device) -> str:
+    """The name of the GPU or CPU that computes."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    for line in lines:
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def _git(*words: str) -> str:
+    """What git says about the repository; empty where there is none."""
+    if files.REPOSITORY is None:
+        return ""
     try:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(["git", *words], cwd=files.REPOSITORY, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return ""
+    return done.stdout.strip()
 
 
 def _version(package: str) -> str:
@@ -150,43 +226,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
-
-
-# --- checkpoints -----------------------------------------------------------------------------------------------------
-
-
-def save_checkpoint(folder: Path, position: tuple[int, int], tensors: dict[str, Tensor], state: dict) -> None:
-    """Write a checkpoint at (epoch, step), tensors first; the JSON with the checksum makes it valid. Two are kept."""
-    name = f"{position[0]:05d}-{position[1]:07d}"
-    data = safetensors.torch.save({k: v.detach().contiguous() for k, v in tensors.items()})
-    state = state | {"run": folder.name, "position": position}
-    write_whole(folder / f"{name}.safetensors", data)
-    write_json(folder / f"{name}.json", state | {"sha256": _checksum(data, state)})
-    remove_checkpoints(folder, sorted(path.stem for path in folder.glob("*-*.json") if path.stem <= name)[-2:])
-
-
-def _checksum(data: bytes, state: dict) -> str:
-    return hashlib.sha256(data + json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def remove_checkpoints(folder: Path, kept: Sequence[str] = ()) -> None:
-    """Remove all but those `kept`, and what a killed process left half written."""
-    for path in [*folder.glob("*-*.json"), *folder.glob("*-*.safetensors"), *folder.glob(".*.part")]:
-        if path.stem not in kept:
-            path.unlink(missing_ok=True)
-
-
-def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
-    """The newest whole checkpoint, or None. A damaged one, or another run's, is passed over with a warning."""
-    for path in sorted(folder.glob("*-*.json"), reverse=True):
-        try:
-            state = json.loads(path.read_text())
-            data = path.with_suffix(".safetensors").read_bytes()
-            if state.pop("sha256") != _checksum(data, state):
-                raise ValueError("its checksum does not match")
-            if state["run"] != folder.name:
-                raise ValueError(f"it is of {state['run']}")
-            return safetensors.torch.load(data), state
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, safetensors.SafetensorError) as error:
-            log.warning("checkpoint %s of %s is damaged (%s); the one before is used", path.stem, folder.name, error)
-    return None

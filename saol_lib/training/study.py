@@ -1,104 +1,241 @@
 """Studies: many runs on any `concurrent.futures.Executor`; interrupted at any point, the next call goes on.
 
-From a shell: `python -m saol_lib.training.study --profile pilot --data DIR` trains what notebooks/profiles/pilot names.
+From a shell: `python -m saol_lib.training study --profile pilot --data DIR` trains what notebooks/profiles/pilot names.
 """
 
-import argparse
+import logging
 import multiprocessing
 import os
 import re
-import signal
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import forkserver
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import yaml
 
-from saol_lib.data import load
 from saol_lib.networks.enlarge import multiply_adds
-from saol_lib.training import runs
-from saol_lib.training.config import RunConfig, grid
-from saol_lib.training.loop import Busy, Interrupted, NotANumber, new_model, train
-from saol_lib.training.runs import Run
+from saol_lib.training import workers
+from saol_lib.training.config import RunConfig
+from saol_lib.training.files import OWN, resolve
+from saol_lib.training.loop import Busy, Interrupted, NotANumber, train
+from saol_lib.training.recipe import new_model
+from saol_lib.training.runs import (
+    OtherData,
+    Run,
+    data_are_given,
+    finished_run,
+    load_run,
+    provenance,
+    run_id,
+    run_path,
+    save_run,
+)
+
+POLL = 2.0  # seconds between two looks at a run that another process trains
+GUARD = 'a script calls run_study under `if __name__ == "__main__":`, because workers import the script'
+log = logging.getLogger("saol_lib")
+_one_at_a_time = threading.Lock()  # torch's random generator belongs to the whole process, not to a thread
 
 
 def run_study(
     configs: Sequence[RunConfig],
-    results: str | Path = "results/quick",
+    results: str | Path = OWN,
     executor: Executor | None = None,
     progress: bool = True,
 ) -> list[Run]:
     """Train every config, longest first, and return their runs in the order given; finished ones are only read.
 
-    A config whose `start` is among the configs waits for that one, and for no other.
+    A config whose `start` is among the configs waits for that one, and for no other. A run that another process trains
+    is waited for.
 
     executor: any `concurrent.futures.Executor`, Dask's `Client.get_executor()` say; None: one process a core, or a GPU,
-    each with one thread. A run that fails is recorded with status "failed" and the others go on. Raises RuntimeError
-    where a worker process died; what was finished is kept, and calling again goes on.
+    each with one thread. Runs in threads of one process take turns: torch has one random generator a process. A run
+    that fails is recorded with status "failed" and the others go on.
+
+    Raises ValueError where two configs with one id have different data folders, OtherData where a finished or begun run
+    was computed from other data, RuntimeError where a worker process died: what was finished is kept, and calling
+    again goes on.
     """
-    results, configs = runs.resolve(results), list(configs)
-    done = {config: run for config in configs if (run := _finished(config, results))}
-    missing = [config for config in dict.fromkeys(configs) if config not in done]
-    if not missing:
-        return [done[config] for config in configs]
-    others, futures = multiprocessing.active_children(), {}
-    pool = executor or _local_pool(len(missing), max(config.processes for config in missing))
-    work = {config: _work(config) for config in missing}
-    began, behind, waiting = time.perf_counter(), 0.0, sorted(work, key=work.get, reverse=True)
+    if workers.is_importing_main():
+        sys.exit(GUARD)
+
+    results, configs = resolve(results), list(configs)
+    by_id = _by_id(configs)
+    done = {}
+    for name, config in by_id.items():
+        if run := finished_run(config, results):
+            done[name] = run
+    _tell_of_missing_data(by_id, done, results)
+
+    missing = {name: config for name, config in by_id.items() if name not in done}
+    if missing:
+        with _pool(missing, executor) as pool:
+            done |= _Study(missing, results, pool, progress).train()
+    return [done[run_id(config.identity())] for config in configs]
+
+
+def _by_id(configs: list[RunConfig]) -> dict[str, RunConfig]:
+    """Each run once: configs that differ only in where they run have one id. Two data folders for it are refused."""
+    found = {}
+    for config in configs:
+        name = run_id(config.identity())
+        first = found.setdefault(name, config)
+        if first.data_dir != config.data_dir:
+            raise ValueError(
+                f"run {name} is asked for with two data folders, {first.data_dir} and {config.data_dir}; its id "
+                "does not tell them apart: train them in two studies with two results folders"
+            )
+    return found
+
+
+def _tell_of_missing_data(by_id: dict[str, RunConfig], done: dict[str, Run], results: Path) -> None:
+    shown = [name for name in done if not data_are_given(by_id[name])]
+    if shown:
+        print(
+            f"{len(shown)} finished runs are shown as {results.name}/runs has them: their data were not given, so "
+            "nothing was compared with them",
+            flush=True,
+        )
+
+
+@contextmanager
+def _pool(missing: dict[str, RunConfig], executor: Executor | None):
+    """The user's executor, which stays open; or one of our own, whose workers end with the study."""
+    if executor is not None:
+        yield executor
+        return
+
+    others = multiprocessing.active_children()
+    processes = max(config.processes for config in missing.values())
+    on_gpus = any(config.device != "cpu" for config in missing.values())
+    pool = workers.local_pool(len(missing), processes, on_gpus)
     try:
-        while waiting or futures:
-            to_come = {runs.run_id(config.identity()) for config in [*waiting, *futures.values()]}
-            for config in [config for config in waiting if config.start not in to_come]:
-                waiting.remove(config)
-                futures[pool.submit(train_one, config, results)] = config
-            for future in wait(futures, return_when=FIRST_COMPLETED).done:
-                config = futures.pop(future)
-                done[config], behind = future.result(), behind + work[config]
-                left = (time.perf_counter() - began) * (sum(work.values()) / behind - 1)
-                if progress:
-                    number = len(work) - len(waiting) - len(futures)
-                    print(f"{number}/{len(work)} {_line(done[config])}, about {left / 60:.0f} min left", flush=True)
-    except BrokenProcessPool:
-        raise RuntimeError("a worker process died; finished runs and epochs are kept, start again to go on") from None
+        yield pool
     except BaseException:
-        for future in futures:
-            future.cancel()
-        for worker in set(multiprocessing.active_children()).difference(others) if executor is None else ():
+        for worker in set(multiprocessing.active_children()).difference(others):
             worker.terminate()  # it writes a checkpoint first
         raise
     finally:
-        if executor is None:
-            pool.shutdown(cancel_futures=True)
-    return [done[config] for config in configs]
+        pool.shutdown(cancel_futures=True)
 
 
-def train_one(config: RunConfig, results: Path) -> Run:
-    """One run of a study, in a worker: what goes wrong with it is recorded and not raised."""
-    try:
-        return train(config, results, progress=False)
-    except Interrupted:
-        os._exit(143)  # the worker was told to stop: it must not take the next run
-    except Exception as error:
-        text = re.sub(r"(?<![\w.>])/[^\s'\"]*/", "", f"{type(error).__name__}: {error}")  # no absolute path in a record
-        run = Run(config.identity(), {}, [], runs.provenance(), "failed", text)
+class _Study:
+    """The missing runs of a study: which wait, which are under way, and how much is left."""
+
+    def __init__(self, missing: dict[str, RunConfig], results: Path, pool: Executor, progress: bool) -> None:
+        self.configs, self.results, self.pool, self.progress = missing, results, pool, progress
+        self.work = {name: _work(config) for name, config in missing.items()}
+        self.waiting = sorted(missing, key=self.work.get, reverse=True)
+        self.under_way: dict[Future, str] = {}
+        self.look_again: dict[str, float] = {}  # when to try a run that another process trains
+        self.done: dict[str, Run] = {}
+        self.began = time.perf_counter()
+
+    def train(self) -> dict[str, Run]:
+        """Train all of them; {id: run}."""
         try:
-            if not isinstance(error, Busy | NotANumber):  # of those the other process, or `train`, writes the record
-                runs.save_run(results, run)
-        except OSError as full:
-            runs.log.error("%s", full)
+            while self.waiting or self.under_way:
+                self._submit()
+                self._collect()
+        except BrokenProcessPool:
+            raise RuntimeError(
+                f"a worker process died; finished runs and epochs are kept, start again to go on ({GUARD})"
+            ) from None
+        except BaseException:
+            for future in self.under_way:
+                future.cancel()
+            raise
+        return self.done
+
+    def _submit(self) -> None:
+        """Hand on every run that waits neither for the one it starts from nor for another process."""
+        to_come = {*self.waiting, *self.under_way.values()}
+        now = time.perf_counter()
+        for name in list(self.waiting):
+            config = self.configs[name]
+            if config.start in to_come or self.look_again.get(name, 0) > now:
+                continue
+            self.waiting.remove(name)
+            future = self.pool.submit(train_one, config, self.results)
+            self.under_way[future] = name
+
+    def _collect(self) -> None:
+        """Wait for the next runs that end."""
+        if not self.under_way:
+            time.sleep(POLL)
+            return
+
+        timeout = POLL if self.look_again else None
+        ended = wait(self.under_way, timeout, FIRST_COMPLETED).done
+        for future in ended:
+            name = self.under_way.pop(future)
+            run = future.result()
+            if run is None:
+                self._wait_for_another(name)
+            else:
+                self._take(name, run)
+
+    def _wait_for_another(self, name: str) -> None:
+        if self.progress and name not in self.look_again:
+            print(f"{name} is being trained by another process; waiting for it", flush=True)
+        self.look_again[name] = time.perf_counter() + POLL
+        self.waiting.append(name)
+
+    def _take(self, name: str, run: Run) -> None:
+        self.look_again.pop(name, None)
+        self.done[name] = run
+        if not self.progress:
+            return
+
+        behind = sum(self.work[done] for done in self.done)
+        share = behind / sum(self.work.values())
+        seconds = (time.perf_counter() - self.began) * (1 / share - 1)
+        print(f"{len(self.done)}/{len(self.work)} {_line(run)}, about {seconds / 60:.0f} min left", flush=True)
+
+
+def train_one(config: RunConfig, results: Path) -> Run | None:
+    """One run of a study, in a worker: what goes wrong with it is recorded and not raised.
+
+    None while another process trains it. A worker that was told to stop ends here and takes no other run.
+    """
+    try:
+        with _one_at_a_time:
+            return train(config, results, progress=False)
+    except Busy:
+        return None
+    except OtherData:
+        raise
+    except (Interrupted, KeyboardInterrupt):
+        if workers.is_worker():
+            os._exit(workers.STOPPED)
+        raise
+    except NotANumber as error:  # `train` wrote the record
+        return _failed(config, error)
+    except Exception as error:
+        run = _failed(config, error)
+        _record(run, results)
         return run
 
 
-def _finished(config: RunConfig, results: Path) -> Run | None:
-    path = results / "runs" / f"{runs.run_id(config.identity())}.json"
-    run = runs.load_run(path) if path.exists() else None
-    return run if run and run.status == "finished" else None
+def _failed(config: RunConfig, error: Exception) -> Run:
+    text = f"{type(error).__name__}: {error}"
+    without_folders = re.sub(r"(?<![\w.>])/[^\s'\"]*/", "", text)  # no absolute path in a record
+    return Run(config.identity(), {}, [], provenance(), "failed", without_folders)
+
+
+def _record(run: Run, results: Path) -> None:
+    """Write a failed run's file, unless something else than an earlier failure is there."""
+    path = run_path(results, run.id)
+    try:
+        if not path.exists() or load_run(path).status == "failed":
+            save_run(results, run)
+    except (OSError, ValueError) as error:
+        log.error("%s", error)
 
 
 def _work(config: RunConfig) -> float:
@@ -111,72 +248,5 @@ def _work(config: RunConfig) -> float:
 def _line(run: Run) -> str:
     if run.status == "failed":
         return f"{run.id} failed: {run.error}"
-    scores = ", ".join(f"{name} {value:.1f}" for name, value in run.metrics.items() if name.endswith("_last"))
-    return f"{run.id} {scores} in {run.provenance['seconds']:.0f} s"
-
-
-def _local_pool(tasks: int, processes: int) -> ProcessPoolExecutor:
-    """One worker a GPU, or a core, or as many as a run's `processes`."""
-    count = max(1, (torch.cuda.device_count() or len(os.sched_getaffinity(0))) // processes)
-    context = worker_context()
-    turn = context.Value("i", 0) if processes == 1 else None  # a run of several processes takes its GPUs by itself
-    return ProcessPoolExecutor(min(count, tasks), context, initializer=_start_worker, initargs=(turn,))
-
-
-def worker_context() -> multiprocessing.context.BaseContext:
-    """How workers start: forked from a server that has the imports and nothing else, neither threads nor CUDA."""
-    multiprocessing.set_forkserver_preload(["saol_lib.training.study", "sklearn.datasets"])
-    forkserver.ensure_running()
-    return multiprocessing.get_context("forkserver")
-
-
-def _start_worker(turn) -> None:
-    torch.set_num_threads(1)
-    if turn and torch.cuda.is_available():
-        with turn.get_lock():
-            index, turn.value = turn.value, turn.value + 1
-        torch.cuda.set_device(index % torch.cuda.device_count())
-    threading.Thread(target=_follow, daemon=True).start()
-
-
-def _follow() -> None:
-    """Stop this worker, with a checkpoint, when the process that started it is gone."""
-    multiprocessing.parent_process().join()
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(60)
-    os._exit(143)
-
-
-def study_configs(profile: str, data_dir: str | None = None) -> tuple[list[RunConfig], str]:
-    """The runs that the files of notebooks/profiles/<profile> name, and their results folder."""
-    folder = runs.ROOT / "notebooks" / "profiles" / profile
-    files = sorted(folder.glob("*.yaml"))
-    if not files:
-        raise ValueError(f"profile {profile!r} has no files in notebooks/profiles; see the folders there")
-    configs = []
-    for path in files:
-        values = yaml.safe_load(path.read_text())
-        if "arms" in values and "trained" not in values:  # fine-tuning has an order: its notebook keeps it
-            known = {name: value for name, value in values.items() if name not in ("profile", "results")}
-            configs += grid(**(known | ({"data_dir": data_dir} if data_dir else {})))
-    return configs, f"results/{profile}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="cpu")
-    parser.add_argument("--data", default=None, help="folder of the data set")
-    arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        configs, results = study_configs(arguments.profile, arguments.data)
-        load(configs[0].dataset, configs[0].data_dir)  # a missing folder is told once, before any worker starts
-        failed = [run.id for run in run_study(configs, results) if run.status == "failed"]
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(str(error))
-    if failed:
-        sys.exit(f"{len(failed)} runs failed: {', '.join(failed)}; their files in {results}/runs say why")
-
-
-if __name__ == "__main__":
-    main()
+    scores = [f"{name} {value:.1f}" for name, value in run.metrics.items() if name.endswith("_last")]
+    return f"{run.id} {', '.join(scores)} in {run.provenance['seconds']:.0f} s"

@@ -10,30 +10,29 @@ from pathlib import Path
 
 import pytest
 
-from saol_lib.training import runs
-from saol_lib.training.config import RunConfig
-from saol_lib.training.loop import train
+from saol_lib.training import RunConfig, load_checkpoint, load_runs, run_id, train
+from saol_lib.training.files import ROOT
 
 TINY = {"train_images": 200, "epochs": 2, "backbone": "resnet-8-8", "batch_size": 40, "lr": 0.05}
 pytestmark = pytest.mark.timeout(900)  # a busy machine takes minutes to start a few processes
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(runs.ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 ALL = "saol_cutmix_ss_sd"
 
 STORM = """
 import json, mmap, os, random, signal, sys, time
 from pathlib import Path
 import torch
-from saol_lib.training import runs
+from saol_lib.training import files, runs
 from saol_lib.training import loop as training
 from saol_lib.training.config import RunConfig
-from saol_lib.data.small import load
+from saol_lib.data import load
 
 config, folder, wanted = RunConfig(**json.loads(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3])
 dataset = load("digits")
 small = dataset._replace(test=dataset.test.subset(torch.arange(100)))
-training.load = lambda name, data_dir: small
+training.load = lambda name, data_dir, **options: small
 inside = mmap.mmap(-1, 1)  # shared with the children: 1 while one of them writes a file
-write, fsync, generator = runs.write_whole, os.fsync, random.Random(11)
+write, fsync, generator = files.write_whole, os.fsync, random.Random(11)
 
 
 def watched(*args):
@@ -52,7 +51,7 @@ def start(results, slow):
         return child
     try:
         torch.set_num_threads(1)  # not before the fork: torch's pool of threads does not survive one
-        runs.write_whole, os.fsync = watched, slow_fsync if slow else fsync
+        files.write_whole, os.fsync = watched, slow_fsync if slow else fsync
         training.train(config, results, progress=False)
         os._exit(0)
     except BaseException as error:
@@ -129,7 +128,7 @@ def shell(folder, config, *command):
         "-u",
         *command,
         "-m",
-        "saol_lib.training.loop",
+        "saol_lib.training",
         str(folder / "config.json"),
         str(folder / "results"),
     ]
@@ -137,7 +136,7 @@ def shell(folder, config, *command):
 
 
 def only_run(folder):
-    (run,) = runs.load_runs(folder / "results")
+    (run,) = load_runs(folder / "results")
     return run.metrics, run.epochs
 
 
@@ -173,7 +172,7 @@ def test_a_disk_that_is_full(tmp_path, kilobytes):
         process = shell(tmp_path, config)
         _, errors = process.communicate(timeout=280)
         assert process.returncode == 1 and errors.count("\n") == 1 and "No space left on device" in errors
-        kept = runs.load_checkpoint(results / "checkpoints" / runs.run_id(config.identity()))
+        kept = load_checkpoint(results / "checkpoints" / run_id(config.identity()))
         assert not list(results.glob("runs/*.json"))
         subprocess.run(["mount", "-o", "remount,size=9m", str(results)], check=True)
         trained = []
@@ -200,7 +199,7 @@ def test_a_read_only_results_folder(tmp_path):
         process = shell(tmp_path, RunConfig(seed=1, **TINY))
         _, errors = process.communicate(timeout=280)
         assert process.returncode == 1 and errors.count("\n") == 1 and "Read-only file system" in errors, errors
-        assert runs.load_runs(results) == [whole]
+        assert load_runs(results) == [whole]
 
 
 @pytest.mark.faults

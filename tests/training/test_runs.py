@@ -15,18 +15,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from saol_lib.training import runs
+from saol_lib.training import files, runs
+from saol_lib.training.checkpoints import load_checkpoint, save_checkpoint
 from saol_lib.training.config import RunConfig
-from saol_lib.training.runs import (
-    Run,
-    load_checkpoint,
-    load_run,
-    load_runs,
-    save_checkpoint,
-    save_run,
-    write_json,
-    write_whole,
-)
+from saol_lib.training.files import write_json, write_whole
+from saol_lib.training.runs import Run, load_run, load_runs, save_run
 
 
 def make(seed=0, status="finished", **origin):
@@ -48,10 +41,10 @@ def test_write_whole(tmp_path):
 KILLED = """
 import os, sys
 from pathlib import Path
-from saol_lib.training import runs
+from saol_lib.training import files
 target = {"replace": (Path, "replace"), "fsync": (os, "fsync")}[sys.argv[2]]
 setattr(*target, lambda *args: os.kill(os.getpid(), 9))
-runs.write_whole(Path(sys.argv[1]), b"new" * 100_000)
+files.write_whole(Path(sys.argv[1]), b"new" * 100_000)
 """
 
 
@@ -69,10 +62,10 @@ def test_killed_before_the_rename_leaves_the_old_file(tmp_path, moment):
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from saol_lib.training import runs
+from saol_lib.training import files
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
-    runs.write_whole(Path(sys.argv[1]), b"new" * 1000)
+    files.write_whole(Path(sys.argv[1]), b"new" * 1000)
 except OSError as error:
     sys.exit(str(error))
 """
@@ -93,7 +86,7 @@ def test_full_disk_is_one_sentence_and_leaves_everything(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(runs.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError) as error:
         write_json(tmp_path / "a.json", {"value": 2})
     assert re.fullmatch(r"a\.json could not be written .*No space left on device.*start again.*", str(error.value))
@@ -129,7 +122,7 @@ def test_run_there_and_back(tmp_path):
 def test_a_run_file_names_no_place(tmp_path):
     save_run(tmp_path, make())
     text = next((tmp_path / "runs").iterdir()).read_text()
-    places = ["/secret", str(tmp_path), str(Path.home()), str(runs.ROOT), sys.prefix]
+    places = ["/secret", str(tmp_path), str(Path.home()), str(files.ROOT), sys.prefix]
     assert not [place for place in places if place in text]
     assert not re.search(r'"/|\\\\', text) and "data_dir" not in text and '"device"' not in text
 
@@ -162,14 +155,14 @@ def test_damaged_run_file(tmp_path, content):
 
 def test_relative_results_lie_in_the_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert runs.resolve("results/quick") == runs.ROOT / "results" / "quick"
-    assert runs.resolve(tmp_path) == tmp_path
+    assert files.resolve("results/quick") == files.ROOT / "results" / "quick"
+    assert files.resolve(tmp_path) == tmp_path
 
 
 def test_provenance():
     found = runs.provenance()
     assert re.fullmatch("[0-9a-f]{16}", found["sources"]) and torch.__version__.startswith(found["versions"]["torch"])
-    missing = [name for name in runs.MODULES if not (runs.ROOT / "saol_lib" / f"{name}.py").exists()]
+    missing = [name for name in runs.COMPUTING if not (files.LIBRARY / name).exists()]
     assert not missing
     assert runs.processor(torch.device("cpu"))
 
@@ -306,7 +299,7 @@ def test_full_disk_keeps_the_earlier_checkpoints(folder, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(runs.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(folder, (4, 0), tensors(4), {})
     assert loaded(folder) == 3 and len(list(folder.iterdir())) == 4

@@ -15,16 +15,29 @@ import torch
 import yaml
 from filelock import FileLock
 
-from saol_lib.training import runs, study
-from saol_lib.training.config import RunConfig, grid
-from saol_lib.training.loop import Trainer, train
-from saol_lib.training.runs import Run
-from saol_lib.training.study import run_study, study_configs, train_one
+from saol_lib.training import (
+    Run,
+    RunConfig,
+    files,
+    grid,
+    load_checkpoint,
+    load_run,
+    load_runs,
+    run_id,
+    run_study,
+    save_run,
+    study,
+    study_configs,
+    train,
+    workers,
+)
+from saol_lib.training.loop import Trainer
+from saol_lib.training.study import train_one
 
 TINY = {"train_images": 200, "epochs": 2, "backbone": "resnet-8-8", "batch_size": 50, "lr": 0.05}
 pytestmark = pytest.mark.timeout(900)  # a busy machine takes minutes to start a few processes
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers through Linux's /proc")
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(runs.ROOT), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(files.ROOT), "OMP_NUM_THREADS": "1"}
 
 
 class Direct(Executor):
@@ -42,12 +55,12 @@ class Direct(Executor):
 
 def fake(config, results, status="finished"):
     run = Run(config.identity(), {"top1_gap_last": 1.0 + config.seed}, [], {"seconds": 60.0}, status)
-    runs.save_run(results, run)
+    save_run(results, run)
     return run
 
 
 def path_of(folder, config):
-    return folder / "runs" / f"{runs.run_id(config.identity())}.json"
+    return folder / "runs" / f"{run_id(config.identity())}.json"
 
 
 def same(a, b):
@@ -73,15 +86,15 @@ def test_a_run_waits_for_the_one_it_starts_from_and_for_no_other(tmp_path, monke
     """However the configs are ordered, and with the longest at the end of the chain."""
     monkeypatch.setattr(study, "train_one", fake)
     first = RunConfig(epochs=2)
-    second = RunConfig(arm="saol", epochs=30, start=runs.run_id(first.identity()))
-    third = RunConfig(arm="saol", epochs=90, start=runs.run_id(second.identity()))
+    second = RunConfig(arm="saol", epochs=30, start=run_id(first.identity()))
+    third = RunConfig(arm="saol", epochs=90, start=run_id(second.identity()))
     alone, elsewhere = RunConfig(epochs=5), RunConfig(epochs=1, start="gap_fc-s0-0123456789")
     executor, configs = Direct(), [third, second, alone, first, elsewhere]
     found = run_study(configs, tmp_path, executor, progress=False)
     assert [run.config for run in found] == [config.identity() for config in configs]
     assert executor.asked == [alone, first, elsewhere, second, third]
     executor = Direct()  # what is finished need not be waited for
-    (tmp_path / "runs" / f"{runs.run_id(third.identity())}.json").unlink()
+    (tmp_path / "runs" / f"{run_id(third.identity())}.json").unlink()
     run_study(configs, tmp_path, executor, progress=False)
     assert executor.asked == [third]
 
@@ -114,7 +127,7 @@ def test_what_a_stopped_study_had_not_begun_is_cancelled(tmp_path, monkeypatch):
             self.futures.append(Future())
             return self.futures[-1]
 
-    def interrupted(futures, return_when):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(study, "wait", interrupted)
@@ -123,16 +136,49 @@ def test_what_a_stopped_study_had_not_begun_is_cancelled(tmp_path, monkeypatch):
     assert len(Slow.futures) == 2 and all(future.cancelled() for future in Slow.futures)
 
 
-def test_workers_take_the_gpus_in_turn(monkeypatch):
-    used = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "set_device", used.append)
-    turn = study.worker_context().Value("i", 0)
-    monkeypatch.setattr(study.threading, "Thread", lambda **kwargs: type("Idle", (), {"start": lambda self: None})())
-    for _ in range(5):
-        study._start_worker(turn)
-    assert used == [0, 1, 2, 0, 1] and torch.get_num_threads() == 1
+def started(monkeypatch, gpus, processes, workers_started):
+    """What CUDA_VISIBLE_DEVICES is in each worker of a machine with so many GPUs."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(workers.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(workers.threading, "Thread", lambda **_: type("Idle", (), {"start": lambda self: None})())
+    parts, turn = workers.gpu_parts(processes), workers.worker_context().Value("i", 0)
+    seen = []
+    for _ in range(workers_started):
+        with monkeypatch.context() as patch:
+            patch.setenv("CUDA_VISIBLE_DEVICES", "none yet")
+            workers.start_worker(turn, parts)
+            seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    return seen
+
+
+def test_each_worker_has_gpus_of_its_own(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert started(monkeypatch, 3, 1, 4) == ["0", "1", "2", "0"]
+    assert started(monkeypatch, 8, 4, 2) == ["0,1,2,3", "4,5,6,7"]
+    assert started(monkeypatch, 7, 2, 3) == ["0,1", "2,3", "4,5"]
+    assert started(monkeypatch, 2, 4, 1) == ["0,1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,2,GPU-ab,1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert workers.gpu_parts(2) == ["6,2", "GPU-ab,1"]
+
+
+def test_there_are_as_many_workers_as_parts_or_cores(monkeypatch):
+    def count(gpus, tasks, processes, on_gpus=True):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        pool = workers.local_pool(tasks, processes, on_gpus)
+        pool.shutdown()
+        return pool._max_workers
+
+    monkeypatch.setattr(workers, "usable_cores", lambda: 6)
+    assert [count(8, 10, 4), count(8, 1, 4), count(2, 10, 4), count(0, 10, 4), count(0, 10, 1)] == [2, 1, 1, 1, 6]
+    assert count(8, 10, 1, on_gpus=False) == 6
+
+
+def test_cores_are_counted_where_the_system_tells_no_affinity(monkeypatch):
+    """macOS has no os.sched_getaffinity."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert workers.usable_cores() == 3
 
 
 # --- failures --------------------------------------------------------------------------------------------------------
@@ -144,13 +190,13 @@ def test_a_failing_run_is_recorded_and_names_no_place(tmp_path):
     assert run.status == "failed" and run.error.startswith("FileNotFoundError") and "is not a folder" in run.error
     text = path_of(tmp_path / "results", missing).read_text()
     assert str(tmp_path) not in text and str(Path.home()) + "/" not in text and json.loads(text)["status"] == "failed"
-    assert runs.load_runs(tmp_path / "results") == []
+    assert load_runs(tmp_path / "results") == []
 
 
 def test_divergence_keeps_trains_own_record(tmp_path):
     config = RunConfig(**TINY | {"lr": 1e30})
     assert train_one(config, tmp_path).status == "failed"
-    recorded = runs.load_run(path_of(tmp_path, config))
+    recorded = load_run(path_of(tmp_path, config))
     assert (
         recorded.status == "failed" and recorded.error.startswith("the loss of epoch") and recorded.provenance["data"]
     )
@@ -158,11 +204,11 @@ def test_divergence_keeps_trains_own_record(tmp_path):
 
 def test_a_run_that_another_process_trains_is_not_recorded_as_failed(tmp_path):
     config = RunConfig(**TINY)
-    folder = tmp_path / "checkpoints" / runs.run_id(config.identity())
+    folder = tmp_path / "checkpoints" / run_id(config.identity())
     folder.mkdir(parents=True)
     with FileLock(folder / "lock"):
-        run = train_one(config, tmp_path)
-    assert run.status == "failed" and "another process" in run.error and not path_of(tmp_path, config).exists()
+        assert train_one(config, tmp_path) is None
+    assert not path_of(tmp_path, config).exists()
 
 
 def test_a_failure_that_cannot_be_recorded_does_not_stop_the_others(tmp_path, caplog):
@@ -180,7 +226,7 @@ def test_default_processes(tmp_path, capfd):
     lines = capfd.readouterr().out.splitlines()
     assert len(lines) == 4 and sum(" failed: " in line for line in lines) == 2
     assert {run.provenance["threads"] for run in found[2:]} == {1}
-    assert {run.id for run in runs.load_runs(tmp_path / "results")} == {run.id for run in found[2:]}
+    assert {run.id for run in load_runs(tmp_path / "results")} == {run.id for run in found[2:]}
     for config, run in zip(good, found[2:], strict=True):
         same(run, train(config, tmp_path / "here", progress=False))
     before = [path_of(tmp_path / "results", config).stat().st_mtime_ns for config in good]
@@ -194,7 +240,7 @@ def test_default_processes(tmp_path, capfd):
 
 def test_a_process_pool_of_ones_own(tmp_path):
     configs = grid(["saol"], [0, 1], **TINY)
-    with ProcessPoolExecutor(1, study.worker_context(), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(1, workers.worker_context(), torch.set_num_threads, (1,)) as pool:
         found = run_study(configs, tmp_path / "pool", pool, progress=False)
         assert pool.submit(abs, -1).result() == 1  # it stays the user's
     same(found[0], train(configs[0], tmp_path / "here", progress=False))
@@ -222,10 +268,11 @@ def test_dask_cluster(tmp_path):
 MAIN = """
 import sys
 from pathlib import Path
-from saol_lib.training import runs
-from saol_lib.training import study
-runs.ROOT = Path(sys.argv.pop(1))
-study.main()
+from saol_lib.training import files, workers
+from saol_lib.training.__main__ import train_study
+files.ROOT = files.REPOSITORY = Path(sys.argv.pop(1))
+if __name__ == "__main__":
+    train_study(sys.argv[1:])
 """
 
 
@@ -237,7 +284,7 @@ def profile(root, **values):
 
 
 def test_study_configs_reads_the_profile(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
     folder = profile(
         tmp_path,
         profile="tiny",
@@ -261,7 +308,8 @@ def test_study_configs_reads_the_profile(tmp_path, monkeypatch):
 
 
 def shell(root, *arguments):
-    command = [sys.executable, "-u", "-c", MAIN, str(root), "--profile", "tiny", *arguments]
+    (root / "main.py").write_text(MAIN)
+    command = [sys.executable, "-u", str(root / "main.py"), str(root), "--profile", "tiny", *arguments]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -334,7 +382,7 @@ def go_on(root, monkeypatch):
     positions = {
         config: found[1]["position"]
         for config in configs
-        if (found := runs.load_checkpoint(results / "checkpoints" / runs.run_id(config.identity())))
+        if (found := load_checkpoint(results / "checkpoints" / run_id(config.identity())))
         and not path_of(results, config).exists()
     }
     assert len(positions) >= 2 and all(position > [0, 0] for position in positions.values())
@@ -346,7 +394,7 @@ def go_on(root, monkeypatch):
     assert all(path.read_bytes() == content for path, content in finished.items())
     assert len(starts) == 4 - len(finished)
     config = next(iter(positions))
-    same(runs.load_run(path_of(results, config)), train(config, root / "whole", progress=False))
+    same(load_run(path_of(results, config)), train(config, root / "whole", progress=False))
 
 
 @linux

@@ -1,0 +1,108 @@
+"""Profiles: what the files of notebooks/profiles/<profile> ask for, as configurations of runs.
+
+`NN.yaml` holds the parameters of notebook NN; where it names arms, they are runs of the study. `study.yaml` holds runs
+that belong to no notebook: `{results, common: {...}, grids: [{...overrides, arms, seeds}]}`.
+"""
+
+from pathlib import Path
+
+import yaml
+
+from saol_lib.training import files
+from saol_lib.training.config import RunConfig, grid
+from saol_lib.training.runs import run_id
+
+STUDY = "study.yaml"
+
+
+def study_configs(profile: str, data_dir: str | None = None) -> tuple[list[RunConfig], str]:
+    """The runs of a profile's study, each once, and their results folder; ValueError with one sentence.
+
+    data_dir: the folder of the data set; None: what the files say.
+    """
+    folder = files.ROOT / "notebooks" / "profiles" / profile
+    paths = sorted(folder.glob("*.yaml"))
+    if not paths:
+        raise ValueError(f"profile {profile!r} has no files in notebooks/profiles; see the folders there")
+
+    found, places = {}, {}
+    for path in paths:
+        configs, place = read_runs(path, data_dir)
+        if configs:
+            places[place] = path.name
+        for config in configs:
+            found.setdefault(run_id(config.identity()), config)
+
+    if len(places) > 1:
+        named = ", ".join(f"{name}: {place}" for place, name in places.items())
+        raise ValueError(f"profile {profile!r} names {len(places)} results folders ({named}); a study has one")
+    if not found:
+        raise ValueError(f"profile {profile!r} trains nothing by itself: no file of it names arms and seeds of a study")
+    return list(found.values()), next(iter(places))
+
+
+def read_runs(path: Path, data_dir: str | None = None) -> tuple[list[RunConfig], str]:
+    """The runs that one profile file names (none: it is no file of a study), and their results folder."""
+    where = f"profile file {path.parent.name}/{path.name}"
+    values = read_yaml(path)
+    if path.name == STUDY:
+        results, tables = _study_tables(values, where)
+    else:
+        results, tables = _notebook_tables(values)
+
+    configs = []
+    for table in tables:
+        if data_dir:
+            table = table | {"data_dir": data_dir}
+        try:
+            configs += grid(**table)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{where}: {error}") from None
+    return configs, results or f"results/{path.parent.name}"
+
+
+def read_yaml(path: Path) -> dict:
+    """A profile file's lines of `name: value`; ValueError where it is something else."""
+    where = f"profile file {path.parent.name}/{path.name}"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{where} is not readable YAML ({reason})") from None
+
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} holds one {type(values).__name__}: expected lines of `name: value`")
+    return values
+
+
+def _notebook_tables(values: dict) -> tuple[str | None, list[dict]]:
+    """Fine-tuning (`trained`) has an order of its own, which its notebook keeps: it is no study."""
+    if "arms" not in values or "trained" in values:
+        return None, []
+    known = {name: value for name, value in values.items() if name not in ("profile", "results", "num_processes")}
+    return values.get("results"), [known]
+
+
+def _study_tables(values: dict, where: str) -> tuple[str, list[dict]]:
+    if set(values) != {"results", "common", "grids"}:
+        named = ", ".join(map(str, values)) or "nothing"
+        raise ValueError(f"{where} has {named}: expected exactly results, common and grids")
+    results, common, grids = values["results"], values["common"], values["grids"]
+    if not isinstance(results, str):
+        raise ValueError(f"{where}: results={results!r} must be a folder, such as results/pilot")
+    if not isinstance(common, dict):
+        raise ValueError(f"{where}: common={common!r} must be lines of `name: value`")
+    if not isinstance(grids, list) or not grids:
+        raise ValueError(f"{where}: grids={grids!r} must be a list of at least one grid")
+
+    tables = []
+    for number, own in enumerate(grids, 1):
+        if not isinstance(own, dict):
+            raise ValueError(f"{where}: grid {number} is {own!r}; expected a table with arms and seeds")
+        table = common | own
+        if not {"arms", "seeds"} <= table.keys():
+            raise ValueError(f"{where}: grid {number} needs arms and seeds; it has {', '.join(table)}")
+        tables.append(table)
+    return results, tables
