@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor
 
-from saol_lib.layers import GAPFC, SAOL, Outputs
+from saol_lib.layers import GAPFC, SAOL, Outputs, SaolOptions
 from saol_lib.streams import seeded
 
 HEADS = ("gap", "saol")
@@ -56,14 +56,16 @@ def attach_saol(
     *,
     heads: Sequence[str] = HEADS,
     seed: int | None = None,
-    **options,
+    options: SaolOptions | None = None,
+    **changes,
 ) -> SAOLNet:
     """SAOL on any convolutional classifier that torch.fx can trace (torchvision, timm, pytorchcv, your own).
 
     nodes: graph nodes or modules whose outputs feed SAOL, shallow to deep; the last one must be what the network's
     global average pooling pools. The network's own classifier stays as the GAP-FC layer if it gives `num_classes`,
     else a new linear layer takes its place. The modules are shared with `model`, not copied.
-    options: those of `SAOL`. Raises ValueError for unknown or repeated nodes, and where X_L is not what is pooled.
+    options: a `SaolOptions`; changes: single fields of it, by name.
+    Raises ValueError for unknown or repeated nodes, and where X_L is not what is pooled.
     """
     if not heads or not set(heads) <= set(HEADS):
         raise ValueError(f"heads={heads!r} must name one or both of {HEADS}; build_model also takes ('abn',)")
@@ -79,7 +81,7 @@ def attach_saol(
             raise ValueError(f"node {node!r} gives {shapes[str(i)]} for one image; expected a map (channels, H, W)")
     channels = [shapes[str(i)][0] for i in range(len(nodes))]
     with seeded(seed, "head"):
-        saol = SAOL(channels, num_classes, **options) if "saol" in heads else None
+        saol = SAOL(channels, num_classes, options, **changes) if "saol" in heads else None
     with seeded(seed, "gap"):  # an own stream: the same first weights whatever SAOL's options are
         gap = GAPFC(channels[-1], num_classes) if "gap" in heads and not own else None
     return SAOLNet(body, _image_channels(model), gap, saol)

@@ -1,15 +1,23 @@
 """Output layers: GAP-FC and the Spatially Attentive Output Layer (Kim, Baek and Kim, CVPR 2020, section 3).
 
 B images, K classes, X_l the (B, C_l, H_l, W_l) map of block l, (Ho, Wo) the size of the spatial output.
-Every choice that the paper leaves open is a named argument of `SAOL`; the defaults are explained in notebook 00.
+Every choice that the paper leaves open is a field of `SaolOptions`; the defaults are explained in notebook 00.
 """
 
+import dataclasses
+import difflib
+import math
+import types
+import typing
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Options = TypeVar("Options")
 
 
 class Outputs(NamedTuple):
@@ -23,21 +31,136 @@ class Outputs(NamedTuple):
     aux_logits: Tensor | None = None  # (B, K)          ABN's attention branch
 
 
-OPTIONS = {
-    "between_logits": ("bn_relu", "none"),
-    "between_attention": ("bn_relu", "none"),
-    "kernel_size": (3, 1),
-    "resize": ("bilinear", "adaptive"),
-    "earlier_blocks": ("raw", "bn_relu"),
-    "class_softmax": ("position", "image"),
-    "mask_source": ("branch", "attention", "none"),
-}
+# --- options: a dataclass whose fields carry their constraints --------------------------------------------------------
+
+
+def option(
+    default: Any,
+    *,
+    choices: Sequence[object] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """A dataclass field and what its values must be: one of `choices`, or a number within bounds.
+
+    low and high belong to the range, above does not. A field whose type allows None or a tuple may be None, and each
+    number of the tuple must be within the bounds. `check_options` is what looks at them.
+    """
+    constraint = {"choices": choices, "low": low, "high": high, "above": above}
+    return dataclasses.field(default=default, metadata=constraint)
+
+
+def check_options(instance: Any) -> None:
+    """Raise ValueError with one sentence for the first field of a dataclass that is not as its declaration says.
+
+    Types count as well: text in place of a number, or a number in place of True, would do harm silently. An int is a
+    float; numbers must be finite.
+    """
+    wanted = typing.get_type_hints(type(instance))
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        _check_type(field, value, wanted[field.name])
+        if choices := field.metadata.get("choices"):
+            check_choice(field.name, value, choices)
+        _check_range(field, value, wanted[field.name])
+
+
+def changed(options: Options, changes: dict[str, Any]) -> Options:
+    """A copy of options with some fields changed; ValueError for an unknown name says which is the nearest."""
+    known = [field.name for field in dataclasses.fields(options)]
+    for name in changes:
+        if name not in known:
+            raise ValueError(f"option {name!r} is not known; {nearest(name, known)}")
+    return dataclasses.replace(options, **changes) if changes else options
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A hint for someone who wrote `name`: the nearest of the `known` names, or else all of them."""
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    """Raise one sentence if `value` is not one of `choices`."""
+    """Raise ValueError with one sentence if `value` is not one of `choices`."""
     if value not in choices:
-        raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(map(repr, choices))}")
+        raise ValueError(f"{name}={value!r} is not known; choose one of {_listed(choices)}")
+
+
+def _listed(choices: Sequence[object]) -> str:
+    return ", ".join(map(repr, choices))
+
+
+def _check_type(field: dataclasses.Field, value: object, wanted: Any) -> None:
+    if _is_a(value, wanted):
+        return
+    if choices := field.metadata.get("choices"):
+        expected = f"choose one of {_listed(choices)}"
+    else:
+        expected = f"expected {getattr(wanted, '__name__', wanted)}"
+    raise ValueError(f"{field.name}={value!r} is a {type(value).__name__}; {expected}")
+
+
+def _is_a(value: object, wanted: Any) -> bool:
+    """Whether a value is of a type as annotations write it: a class, a union, or a tuple of such."""
+    parts = typing.get_args(wanted)
+    if isinstance(wanted, types.UnionType):
+        return any(_is_a(value, part) for part in parts)
+    if typing.get_origin(wanted) is tuple:
+        fits = isinstance(value, (tuple, list)) and len(value) == len(parts)
+        return fits and all(map(_is_a, value, parts))
+    if isinstance(value, bool):
+        return wanted is bool
+    if wanted is float:
+        return isinstance(value, (int, float))
+    return isinstance(value, wanted)
+
+
+def _check_range(field: dataclasses.Field, value: object, wanted: Any) -> None:
+    numbers = value if isinstance(value, (tuple, list)) else [value]
+    numbers = [n for n in numbers if isinstance(n, (int, float))]
+    if all(_is_within(n, field.metadata) for n in numbers):
+        return
+    words = {"low": "at least", "above": "above", "high": "at most"}
+    bounds = [f"{words[key]} {field.metadata[key]}" for key in words if field.metadata.get(key) is not None]
+    if not all(map(math.isfinite, numbers)):
+        bounds.append("finite")
+    none = "None or " if _is_a(None, wanted) else ""
+    raise ValueError(f"{field.name}={value!r} must be {none}{' and '.join(bounds)}")
+
+
+def _is_within(number: float, bounds: typing.Mapping[str, Any]) -> bool:
+    low, high, above = (bounds.get(key) for key in ("low", "high", "above"))
+    if not math.isfinite(number):
+        return False
+    if low is not None and number < low:
+        return False
+    if high is not None and number > high:
+        return False
+    return above is None or number > above
+
+
+@dataclass(frozen=True)
+class SaolOptions:
+    """What the paper leaves open about SAOL (METHOD, section 4). Raises ValueError for anything else."""
+
+    separable: bool = False  # depthwise-separable convolutions throughout (the paper's choice on ImageNet)
+    output_size: int | tuple[int, int] | None = option(None, low=1)  # (Ho, Wo), an int for a square, None: X_L's
+    logit_width: int | None = option(None, low=1)  # channels of a logit branch; None: see `default_logit_width`
+    attention_width: int | None = option(None, low=1)  # channels between the attention convolutions; None: X_L's / 2
+    between_logits: str = option("bn_relu", choices=("bn_relu", "none"))  # between the two logit convolutions
+    between_attention: str = option("bn_relu", choices=("bn_relu", "none"))  # between the two of attention and mask
+    kernel_size: int = option(3, choices=(3, 1))  # of every convolution; 3 with padding 1
+    resize: str = option("bilinear", choices=("bilinear", "adaptive"))  # of the maps to (Ho, Wo): see `resize_map`
+    earlier_blocks: str = option("raw", choices=("raw", "bn_relu"))  # "bn_relu": BatchNorm, ReLU on all maps but X_L
+    class_softmax: str = option("position", choices=("position", "image"))  # "image": softmax(sum_ij A_ij raw_ij)
+    mask_source: str = option("branch", choices=("branch", "attention", "none"))  # what predicts the CutMix mask
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -54,22 +177,28 @@ def resize_map(x: Tensor, size: tuple[int, int], how: str = "bilinear") -> Tenso
         return x
     if how == "adaptive":
         return F.adaptive_avg_pool2d(x, size)
-    rows, columns = (_bilinear(old, new, x) for old, new in zip(x.shape[2:], size, strict=True))
-    batch, _, _, width = x.shape
-    lines = rows @ x.permute(0, 2, 3, 1).flatten(2)  # (B, Ho, W * C): channels last, so that both are plain products
-    grid = columns @ lines.view(batch * size[0], width, -1)
+
+    batch, _, height, width = x.shape
+    rows = _bilinear(height, size[0], x)
+    columns = _bilinear(width, size[1], x)
+    pixels = x.permute(0, 2, 3, 1)  # channels last, so that both steps are plain matrix products
+    lines = rows @ pixels.flatten(2)  # (B, Ho, W * C)
+    grid = columns @ lines.view(batch * size[0], width, -1)  # (B * Ho, Wo, C)
     return grid.view(batch, *size, -1).permute(0, 3, 1, 2)
 
 
 def _bilinear(old: int, new: int, like: Tensor) -> Tensor:
     """The matrix (new, old) by which torch's (antialiased) bilinear resizing maps a line of pixels."""
-    pixels = torch.eye(old, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
-    return F.interpolate(pixels[None, None], (new, old), mode="bilinear", antialias=new < old)[0, 0].to(like.dtype)
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    pixels = torch.eye(old, device=like.device, dtype=dtype)
+    resized = F.interpolate(pixels[None, None], (new, old), mode="bilinear", antialias=new < old)
+    return resized[0, 0].to(like.dtype)
 
 
 def attention_log_probs(scores: Tensor) -> Tensor:
     """log A: log-softmax of scores (B, 1, Ho, Wo) over all positions, in at least float32 (section 3.1)."""
-    return F.log_softmax(at_least_float32(scores).flatten(1), dim=1).view_as(scores)
+    flat = at_least_float32(scores).flatten(1)
+    return F.log_softmax(flat, dim=1).view_as(scores)
 
 
 def aggregate(log_attention: Tensor, spatial_log_probs: Tensor) -> Tensor:
@@ -77,7 +206,40 @@ def aggregate(log_attention: Tensor, spatial_log_probs: Tensor) -> Tensor:
 
     log_attention: (B, 1, Ho, Wo); spatial_log_probs: (B, K, Ho, Wo); returns (B, K), a log-distribution over K.
     """
-    return torch.logsumexp((log_attention + spatial_log_probs).flatten(2), dim=2)
+    weighted = log_attention + spatial_log_probs
+    return torch.logsumexp(weighted.flatten(2), dim=2)
+
+
+def default_logit_width(num_classes: int) -> int:
+    """K channels, the paper's "intermediate spatial logits", but at least 40: ten starved SAOL (results/pilot)."""
+    return max(num_classes, 40)
+
+
+def _conv(in_channels: int, out_channels: int, kernel_size: int, separable: bool, bias: bool) -> nn.Module:
+    """A convolution that keeps the size; separable: one filter a channel, then a 1x1 convolution."""
+    padding = kernel_size // 2
+    if not separable or kernel_size == 1:
+        return nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, bias=bias)
+    depthwise = nn.Conv2d(in_channels, in_channels, kernel_size, padding=padding, groups=in_channels, bias=False)
+    pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+    return nn.Sequential(depthwise, pointwise)
+
+
+def _bn_relu(channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+
+
+def _two_convs(in_channels: int, width: int, bias: bool, options: SaolOptions) -> nn.Sequential:
+    """X_L to one channel: the attention branch, and the branch that predicts the mask."""
+    shape = {"kernel_size": options.kernel_size, "separable": options.separable}
+    norm = options.between_attention == "bn_relu"
+    first = _conv(in_channels, width, bias=not norm, **shape)
+    middle = [_bn_relu(width)] if norm else []
+    second = _conv(width, 1, bias=bias, **shape)
+    return nn.Sequential(first, *middle, second)
+
+
+# --- the layers -------------------------------------------------------------------------------------------------------
 
 
 class GAPFC(nn.Linear):
@@ -87,33 +249,12 @@ class GAPFC(nn.Linear):
         return super().forward(feature.mean(dim=(2, 3)))
 
 
-def _conv(in_channels: int, out_channels: int, kernel_size: int, separable: bool, bias: bool) -> nn.Module:
-    """A convolution that keeps the size; separable: one filter a channel, then a 1x1 convolution."""
-    if not separable or kernel_size == 1:
-        return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
-    shape = {"padding": kernel_size // 2, "groups": in_channels}
-    depthwise = nn.Conv2d(in_channels, in_channels, kernel_size, bias=False, **shape)
-    return nn.Sequential(depthwise, nn.Conv2d(in_channels, out_channels, 1, bias=bias))
-
-
-def _bn_relu(channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
-
-
 class SAOL(nn.Module):
     """Spatially Attentive Output Layer (section 3.1): attention A and spatial logits Y, joined as sum_ij A_ij Y_ij.
 
-    in_channels    channels of the maps it will get, from shallow to deep; the last one is X_L, what GAP would pool
-    output_size    (Ho, Wo), an int for a square, None for the size of X_L
-    separable      depthwise-separable convolutions throughout (the paper's choice on ImageNet)
-    logit_width    channels of every branch of intermediate spatial logits; None: see `default_logit_width`
-    attention_width  channels between the two attention convolutions; None: half of X_L's
-    between_logits, between_attention  "bn_relu" or "none", what stands between the two convolutions
-    kernel_size    3 (padding 1) or 1
-    resize         "bilinear" or "adaptive", see `resize_map`
-    earlier_blocks "raw": the maps as they come; "bn_relu": BatchNorm and ReLU on every map but X_L first
-    class_softmax  "position": softmax over K at every position; "image": softmax(sum_ij A_ij * raw logits_ij)
-    mask_source    what predicts the CutMix mask: "branch" (an own branch), "attention" (its scores), "none"
+    in_channels  channels of the maps it will get, from shallow to deep; the last one is X_L, what GAP would pool
+    options      a `SaolOptions`; None: the defaults
+    changes      single fields of it, by name: SAOL([64, 128], 10, separable=True)
 
     `forward(maps, mask=None)` takes the maps (B, C_l, H_l, W_l) and returns `Outputs` without `gap_logits`;
     mask_logits are computed when `mask` is true, by default in training.
@@ -121,94 +262,82 @@ class SAOL(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: Sequence[int],
-        num_classes: int,
-        *,
-        output_size: int | tuple[int, int] | None = None,
-        separable: bool = False,
-        logit_width: int | None = None,
-        attention_width: int | None = None,
-        between_logits: str = "bn_relu",
-        between_attention: str = "bn_relu",
-        kernel_size: int = 3,
-        resize: str = "bilinear",
-        earlier_blocks: str = "raw",
-        class_softmax: str = "position",
-        mask_source: str = "branch",
+        self, in_channels: Sequence[int], num_classes: int, options: SaolOptions | None = None, **changes: Any
     ) -> None:
         super().__init__()
-        for name, choices in OPTIONS.items():
-            check_choice(name, locals()[name], choices)
+        options = changed(options or SaolOptions(), changes)
         if not in_channels or min(in_channels) < 1 or num_classes < 2:
             raise ValueError(f"SAOL needs at least one map and two classes, got {list(in_channels)} and {num_classes}")
-        for name, value in (("logit_width", logit_width), ("attention_width", attention_width)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be None or at least 1")
-        self.in_channels, self.num_classes = tuple(in_channels), num_classes
-        self.output_size = _as_size(output_size)
-        self.resize, self.class_softmax, self.mask_source = resize, class_softmax, mask_source
-        width = logit_width or default_logit_width(num_classes)
+
+        self.in_channels = tuple(in_channels)
+        self.num_classes = num_classes
+        self.output_size = _as_pair(options.output_size)
+        self.resize = options.resize
+        self.class_softmax = options.class_softmax
+        self.mask_source = options.mask_source
+
         last = in_channels[-1]
-        hidden = attention_width or max(last // 2, 1)
-        shape = {"kernel_size": kernel_size, "separable": separable}
+        hidden = options.attention_width or max(last // 2, 1)
+        self.attention = _two_convs(last, hidden, bias=False, options=options)  # softmax ignores a constant
 
-        def two_convs(first: int, between: str, bias: bool) -> nn.Sequential:
-            middle = [_bn_relu(hidden)] if between == "bn_relu" else []
-            return nn.Sequential(
-                _conv(first, hidden, bias=not middle, **shape), *middle, _conv(hidden, 1, bias=bias, **shape)
-            )
+        *earlier, _ = in_channels
+        norm_earlier = options.earlier_blocks == "bn_relu"
+        prepared = [_bn_relu(channels) if norm_earlier else nn.Identity() for channels in earlier]
+        self.prepare = nn.ModuleList([*prepared, nn.Identity()])
 
-        self.attention = two_convs(last, between_attention, bias=False)  # softmax ignores a constant
-        self.prepare = nn.ModuleList(
-            _bn_relu(c) if earlier_blocks == "bn_relu" and i < len(in_channels) - 1 else nn.Identity()
-            for i, c in enumerate(in_channels)
-        )
-        norm = between_logits == "bn_relu"
-        self.branches = nn.ModuleList(_conv(c, width, bias=not norm, **shape) for c in in_channels)
+        shape = {"kernel_size": options.kernel_size, "separable": options.separable}
+        norm = options.between_logits == "bn_relu"
+        width = options.logit_width or default_logit_width(num_classes)
         total = width * len(in_channels)
+        self.branches = nn.ModuleList(_conv(channels, width, bias=not norm, **shape) for channels in in_channels)
         self.between = _bn_relu(total) if norm else nn.Identity()
         self.logits = _conv(total, num_classes, bias=True, **shape)
-        if mask_source == "branch":  # drawn last, so that arms with and without it share all other weights
-            self.mask = two_convs(last, between_attention, bias=True)
+
+        if self.mask_source == "branch":  # drawn last, so that arms with and without it share all other weights
+            self.mask = _two_convs(last, hidden, bias=True, options=options)
+        if self.mask_source == "attention":  # a constant that the softmax of the scores cannot see, but a sigmoid can
+            self.mask_constant = nn.Parameter(torch.zeros(1))
 
     def forward(self, maps: Sequence[Tensor], mask: bool | None = None) -> Outputs:
+        maps = self._resized(maps)
+        last = maps[-1]
+
+        scores = self.attention(last)
+        log_attention = attention_log_probs(scores)
+        attention = log_attention.exp()
+
+        branches = [branch(m) for branch, m in zip(self.branches, maps, strict=True)]
+        joint = self.between(torch.cat(branches, dim=1))
+        raw = at_least_float32(self.logits(joint))
+        spatial = F.log_softmax(raw, dim=1)
+
+        if self.class_softmax == "position":
+            joined = aggregate(log_attention, spatial)
+        else:
+            joined = F.log_softmax((attention * raw).sum(dim=(2, 3)), dim=1)
+
+        wanted = self.training if mask is None else mask
+        mask_logits = self._mask_logits(last, scores) if wanted else None
+        return Outputs(saol_log_probs=joined, attention=attention, spatial_log_probs=spatial, mask_logits=mask_logits)
+
+    def _resized(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The maps at the output's size; ValueError where they are not those that the layer was built for."""
         channels = tuple(m.shape[1] for m in maps)
         if channels != self.in_channels:
             raise ValueError(f"SAOL was built for maps with {self.in_channels} channels, got {channels}")
         size = self.output_size or tuple(maps[-1].shape[-2:])
-        maps = [resize_map(prepare(m), size, self.resize) for m, prepare in zip(maps, self.prepare, strict=True)]
-        scores = self.attention(maps[-1])
-        branches = [branch(m) for branch, m in zip(self.branches, maps, strict=True)]
-        raw = at_least_float32(self.logits(self.between(torch.cat(branches, dim=1))))
-        log_attention, spatial = attention_log_probs(scores), F.log_softmax(raw, dim=1)
-        if self.class_softmax == "position":
-            joined = aggregate(log_attention, spatial)
-        else:
-            joined = F.log_softmax((log_attention.exp() * raw).sum(dim=(2, 3)), dim=1)
-        wanted = self.training if mask is None else mask
-        return Outputs(
-            saol_log_probs=joined,
-            attention=log_attention.exp(),
-            spatial_log_probs=spatial,
-            mask_logits=self._mask_logits(maps[-1], scores) if wanted else None,
-        )
+        prepared = [prepare(m) for m, prepare in zip(maps, self.prepare, strict=True)]
+        return [resize_map(m, size, self.resize) for m in prepared]
 
     def _mask_logits(self, last: Tensor, scores: Tensor) -> Tensor | None:
-        if self.mask_source == "none":
-            return None
-        return at_least_float32(self.mask(last) if self.mask_source == "branch" else scores)
-
-
-def default_logit_width(num_classes: int) -> int:
-    """K channels, the paper's "intermediate spatial logits", but at least 40: ten starved SAOL (results/pilot)."""
-    return max(num_classes, 40)
-
-
-def _as_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    if size is None:
+        if self.mask_source == "branch":
+            return at_least_float32(self.mask(last))
+        if self.mask_source == "attention":
+            return at_least_float32(scores) + self.mask_constant
         return None
-    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    if len(pair) != 2 or not all(isinstance(s, int) and s >= 1 for s in pair):
-        raise ValueError(f"output_size={size!r} must be None, an int of at least 1, or two of them (height, width)")
-    return pair
+
+
+def _as_pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    if isinstance(size, int):
+        return (size, size)
+    return None if size is None else tuple(size)

@@ -266,7 +266,7 @@ small = partial(build_model, "resnet-8", 10)
         (lambda: small(heads=()), "heads=() must name one or both"),
         (lambda: small(heads="saol"), "heads='saol' must name one or both"),
         (lambda: small(resize="cubic"), "resize='cubic' is not known; choose one of 'bilinear'"),
-        (lambda: small(output_size=0), "output_size=0 must be None, an int of at least 1"),
+        (lambda: small(output_size=0), "output_size=0 must be None or at least 1"),
         (lambda: small(output_size=33)(images(32, 48)), "output_size=(33, 33) is larger than the"),
         (lambda: small(output_size=(40, 8))(images(32, 48)), "(40, 8) is larger than the images, (32, 48)"),
         (lambda: small()(torch.zeros(2, 1, 32, 32)), "shape (2, 1, 32, 32); expected (B, 3, H, W)"),

@@ -1,6 +1,8 @@
 """The output layers against plain loops, and the properties that attention, spatial logits and output must have."""
 
+import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,9 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from saol_lib.layers import GAPFC, OPTIONS, SAOL, aggregate, attention_log_probs, check_choice, resize_map
+from saol_lib.layers import (
+    GAPFC,
+    SAOL,
+    SaolOptions,
+    aggregate,
+    attention_log_probs,
+    check_choice,
+    check_options,
+    option,
+    resize_map,
+)
 
 CHANNELS, CLASSES = (2, 4, 3), 3
+OPTIONS = {
+    field.name: field.metadata["choices"] for field in dataclasses.fields(SaolOptions) if field.metadata.get("choices")
+}
 ALTERNATIVES = [(name, other) for name, choices in OPTIONS.items() for other in choices[1:]]
 
 
@@ -48,6 +63,8 @@ def make_saol(channels=CHANNELS, classes=CLASSES, seed=0, **options):
             module.running_var.uniform_(0.5, 2)
             nn.init.uniform_(module.weight, 0.5, 2)
             nn.init.normal_(module.bias)
+    if saol.mask_source == "attention":
+        nn.init.constant_(saol.mask_constant, 0.7)
     return saol
 
 
@@ -144,7 +161,7 @@ def loop_saol(saol, maps, size, resize, class_softmax):
     scores = loop_conv(maps[-1], saol.attention)
     joint = np.concatenate([loop_conv(m, branch) for m, branch in zip(maps, saol.branches, strict=True)], axis=1)
     raw = loop_conv(loop_conv(joint, saol.between), saol.logits)
-    mask = loop_conv(maps[-1], saol.mask) if hasattr(saol, "mask") else scores
+    mask = loop_conv(maps[-1], saol.mask) if hasattr(saol, "mask") else scores + saol.mask_constant.item()
     return *loop_join(scores, raw, class_softmax), mask
 
 
@@ -366,24 +383,69 @@ def test_half_types_are_raised_and_float64_stays():
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_unknown_options(name):
-    with pytest.raises(ValueError, match=f"{name}='bn_gelu' is not known; choose one of {OPTIONS[name][0]!r}"):
+    with pytest.raises(ValueError, match=f"{name}='bn_gelu' is .*choose one of {OPTIONS[name][0]!r}"):
         SAOL(CHANNELS, CLASSES, **{name: "bn_gelu"})
     with pytest.raises(ValueError, match="x=3 is not known; choose one of 1, 2"):
         check_choice("x", 3, (1, 2))
 
 
-@pytest.mark.parametrize("size", [0, -3, (2, 0), (1, 2, 3), 7.0, "7"], ids=str)
-def test_output_sizes_that_cannot_be(size):
-    with pytest.raises(ValueError, match=r"output_size=.* must be None, an int of at least 1") as caught:
-        SAOL(CHANNELS, CLASSES, output_size=size)
-    assert repr(size) in str(caught.value)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"output_size": 0}, "output_size=0 must be None or at least 1"),
+        ({"output_size": -3}, "output_size=-3 must be None or at least 1"),
+        ({"output_size": (2, 0)}, "output_size=(2, 0) must be None or at least 1"),
+        ({"output_size": (1, 2, 3)}, "output_size=(1, 2, 3) is a tuple; expected int | tuple[int, int] | None"),
+        ({"output_size": 7.0}, "output_size=7.0 is a float; expected int | tuple[int, int] | None"),
+        ({"output_size": "7"}, "output_size='7' is a str; expected int | tuple[int, int] | None"),
+        ({"logit_width": 0}, "logit_width=0 must be None or at least 1"),
+        ({"attention_width": -1}, "attention_width=-1 must be None or at least 1"),
+        ({"separable": 1}, "separable=1 is a int; expected bool"),
+        ({"kernel_size": True}, "kernel_size=True is a bool; choose one of 3, 1"),
+        ({"kernel_sise": 1}, "option 'kernel_sise' is not known; did you mean kernel_size?"),
+        ({"zzz": 1}, "option 'zzz' is not known; known are attention_width, between_attention"),
+    ],
+)
+def test_options_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        SAOL(CHANNELS, CLASSES, **changes)
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["logit_width", "attention_width"])
-def test_widths_that_cannot_be(name):
-    for width in (0, -1):
-        with pytest.raises(ValueError, match=f"{name}={width} must be None or at least 1"):
-            SAOL(CHANNELS, CLASSES, **{name: width})
+def test_options_may_come_as_one_object_and_single_ones_go_first():
+    options = SaolOptions(separable=True, output_size=[2, 5])
+    saol = SAOL(CHANNELS, CLASSES, options, kernel_size=1, mask_source="none")
+    assert saol.output_size == (2, 5) and saol.mask_source == "none"
+    assert saol.logits.kernel_size == (1, 1) and options.kernel_size == 3
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        options.separable = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounded:
+    share: float = option(0.5, low=0, high=1)
+    rate: float = option(0.1, above=0)
+    free: float = 0.0
+    text: str | None = None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"share": 1.5}, "share=1.5 must be at least 0 and at most 1"),
+        ({"share": -1}, "share=-1 must be at least 0 and at most 1"),
+        ({"rate": 0}, "rate=0 must be above 0"),
+        ({"rate": math.inf}, "rate=inf must be above 0 and finite"),
+        ({"free": math.nan}, "free=nan must be finite"),
+        ({"free": "0"}, "free='0' is a str; expected float"),
+        ({"text": 3}, "text=3 is a int; expected str | None"),
+    ],
+)
+def test_every_constraint_is_checked(values, message):
+    check_options(Bounded(share=1, rate=1e-9, text="x"))
+    with pytest.raises(ValueError) as caught:
+        check_options(Bounded(**values))
+    assert str(caught.value) == message
 
 
 def test_maps_and_classes_that_cannot_be():

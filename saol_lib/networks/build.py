@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from saol_lib.attach import HEADS, SAOLNet, attach_saol
+from saol_lib.layers import SaolOptions
 from saol_lib.networks.backbones import build_backbone
 from saol_lib.networks.peers import ABN
 from saol_lib.networks.weights import load_weights
@@ -17,17 +18,17 @@ def build_model(
     *,
     heads: Sequence[str] = HEADS,
     blocks: int = 3,
-    separable: bool = False,
-    output_size: int | tuple[int, int] | None = None,
     pretrained: bool = False,
     weights: dict[str, Tensor] | None = None,
     seed: int | None = None,
-    **options,
+    options: SaolOptions | None = None,
+    **changes,
 ) -> SAOLNet | ABN:
     """A backbone by name (see `backbones`) with the output layers `heads` ("gap", "saol"); ("abn",): an ABN.
 
     pretrained: torchvision's ImageNet weights; weights: those of a trained backbone with `num_classes`, by name.
-    blocks: how many of the last stages feed the spatial logits; options: those of `SAOL`.
+    blocks: how many of the last stages feed the spatial logits; options: a `SaolOptions`; changes: single fields of
+    it, by name.
     seed: backbone and SAOL are drawn from two streams of it, so that networks of one seed share their backbone's
     first weights whatever their heads are; None: torch's global generator.
     Raises ValueError for unknown names and options and for more blocks than there are.
@@ -41,5 +42,4 @@ def build_model(
     if tuple(heads) == ("abn",):
         with seeded(seed, "head"):
             return ABN(network, nodes, num_classes)
-    options |= {"separable": separable, "output_size": output_size}
-    return attach_saol(network, nodes[-blocks:], num_classes, heads=heads, seed=seed, **options)
+    return attach_saol(network, nodes[-blocks:], num_classes, heads=heads, seed=seed, options=options, **changes)

@@ -1,16 +1,17 @@
 """One run's configuration: `RunConfig`, and the arms that the study compares."""
 
 import dataclasses
-import difflib
 import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
-from saol_lib import cutmix, layers, losses
+from saol_lib import cutmix
 from saol_lib.data import imagenet
 from saol_lib.data import small as data
+from saol_lib.layers import SaolOptions, check_choice, check_options, nearest, option
+from saol_lib.losses import LossOptions
 from saol_lib.networks.backbones import build_backbone
 from saol_lib.training.runs import run_id
 
@@ -41,9 +42,6 @@ ARMS = {
 }
 
 _CHOICES = {
-    **{name: choices for name, choices in layers.OPTIONS.items() if name != "mask_source"},
-    **losses.OPTIONS,
-    "mask_source": ("branch", "attention"),
     "dataset": (*data.NAMES, *imagenet.CLASSES),
     "eval_split": data.SPLITS,
     "arm": tuple(ARMS),
@@ -51,13 +49,13 @@ _CHOICES = {
     "cutmix_schedule": cutmix.SCHEDULES,
     "autocast": ("none", "bfloat16"),
 }
-_SAOL_OPTIONS = ("separable", "output_size", "logit_width", "attention_width", *layers.OPTIONS)
+_SAOL_OPTIONS = tuple(field.name for field in dataclasses.fields(SaolOptions))
 # Where a run happens, not what it computes: never hashed, never written.
 WHERE = ("data_dir", "device", "processes", "workers")
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(SaolOptions, LossOptions):
     """Everything that one training depends on. `RunConfig()` is the quick profile's first run.
 
     Unknown names (`RunConfig.of`), unknown options and values out of range raise ValueError with one sentence.
@@ -89,25 +87,9 @@ class RunConfig:
     cutmix_schedule: str = "paired"
     cutmix_probability: float = 0.5
     cutmix_alpha: float = 1.0
-    beta: float = 0.5  # of L_SD
-    sl_weight: float = 1.0
-    ss_weight: float = 1.0
-    sd_weight: float = 1.0
-    ss2_direction: str = "source_to_mixed"
-    teacher: str = "constant"
-    mask_resize: str = "area"
     blocks: int = 3
-    separable: bool = False
-    output_size: int | None = None
-    logit_width: int | None = None
-    attention_width: int | None = None
-    between_logits: str = "bn_relu"
-    between_attention: str = "bn_relu"
-    kernel_size: int = 3
-    resize: str = "bilinear"
-    earlier_blocks: str = "raw"
-    class_softmax: str = "position"
-    mask_source: str = "branch"
+    output_size: int | None = option(None, low=1)
+    mask_source: str = option("branch", choices=("branch", "attention"))
     autocast: str = "none"
     compile: bool = False
     device: str = "auto"  # "cuda" if there is one, else "cpu"; or a torch device
@@ -115,12 +97,12 @@ class RunConfig:
     processes: int = 1  # data-parallel processes on this machine; the global batch stays batch_size
 
     def __post_init__(self) -> None:
+        check_options(self)
         for field in dataclasses.fields(self):
-            _check_type(field, getattr(self, field.name))
             if field.type is float:  # 1 and 1.0 are one run
                 object.__setattr__(self, field.name, float(getattr(self, field.name)))
         for name, choices in _CHOICES.items():
-            layers.check_choice(name, getattr(self, name), choices)
+            check_choice(name, getattr(self, name), choices)
         for name, low in _LOWEST.items():
             value = getattr(self, name)
             if value is not None and not low <= value < math.inf:
@@ -143,12 +125,10 @@ class RunConfig:
     @classmethod
     def of(cls, **values) -> "RunConfig":
         """A config from values that may hold unknown names: those raise ValueError with the nearest known one."""
-        known = {field.name for field in dataclasses.fields(cls)}
+        known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
-                raise ValueError(f"config key {name!r} is not known; {hint}")
+                raise ValueError(f"config key {name!r} is not known; {nearest(name, known)}")
         return cls(**values)
 
     @property
@@ -175,10 +155,6 @@ class RunConfig:
         return ARMS[self.arm].terms
 
     @property
-    def weights(self) -> dict[str, float]:
-        return {"sl": self.sl_weight, "ss1": self.ss_weight, "ss2": self.ss_weight, "sd": self.sd_weight}
-
-    @property
     def saol_options(self) -> dict:
         options = {name: getattr(self, name) for name in _SAOL_OPTIONS}
         return options if "ss1" in self.terms else options | {"mask_source": "none"}
@@ -195,20 +171,10 @@ class RunConfig:
 
 _LOWEST = (
     {"train_images": 2, "batch_size": 2}
-    | dict.fromkeys(("held_out", "epochs", "processes", "blocks", "output_size", "logit_width", "attention_width"), 1)
+    | dict.fromkeys(("held_out", "epochs", "processes", "blocks"), 1)
     | {"image_size": 8}
-    | dict.fromkeys(
-        ("seed", "workers", "weight_decay", "pad", "eval_every", "beta", "sl_weight", "ss_weight", "sd_weight"), 0
-    )
+    | dict.fromkeys(("seed", "workers", "weight_decay", "pad", "eval_every"), 0)
 )
-
-
-def _check_type(field: dataclasses.Field, value: object) -> None:
-    """papermill lets any type pass: a string "True" or "1e-3" would do harm silently."""
-    wanted = float | int if field.type is float else field.type
-    if not isinstance(value, wanted) or (isinstance(value, bool) and field.type is not bool):
-        expected = getattr(field.type, "__name__", field.type)
-        raise ValueError(f"{field.name}={value!r} is a {type(value).__name__}; expected {expected}")
 
 
 def grid(arms: list, seeds: list[int], **values) -> list[RunConfig]:

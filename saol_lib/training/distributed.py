@@ -52,7 +52,7 @@ class Processes:
         chosen = (mixed.boxes[:, 2] > 0).nonzero()[:, 0]
         order = torch.arange(len(mixed.boxes))
         if paired:
-            pairs = torch.stack([chosen, mixed.partners.cpu()[chosen]], dim=1).flatten()
+            pairs = torch.stack([chosen, mixed.partners[chosen]], dim=1).flatten()
             single = torch.ones(len(order), dtype=torch.bool).index_fill(0, pairs, False)
             order = torch.cat([pairs, order[single]])
         return order.chunk(self.count)[self.rank]
@@ -65,10 +65,11 @@ class Processes:
         if self.count == 1:
             return mixed, 1.0
         rows = self.rows(mixed, paired)
-        part = Mixed(*(value[rows.to(value.device)] for value in mixed))
+        parts = [value if isinstance(value, bool) else value[rows.to(value.device)] for value in mixed]
+        part = Mixed(*parts)
         if paired:
             where = torch.zeros(len(mixed.boxes), dtype=torch.int64).index_copy(0, rows, torch.arange(len(rows)))
-            part = part._replace(partners=where.to(part.partners.device)[part.partners])
+            part = part._replace(partners=where[part.partners])
         counts = [int((boxes[:, 2] > 0).sum()) for boxes in (part.boxes, mixed.boxes)]
         return part, self.count * counts[0] / max(counts[1], 1)
 

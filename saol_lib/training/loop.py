@@ -19,7 +19,7 @@ from filelock import Timeout
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from saol_lib.cutmix import Mixed
+from saol_lib.cutmix import Mixed, mixed_rows
 from saol_lib.data import load
 from saol_lib.data.small import Batches
 from saol_lib.layers import Outputs
@@ -149,7 +149,7 @@ class Trainer:
         with self._autocast():
             outputs = self.forward(self.train_batches.normalise(mixed.images))
             source = self._second_pass(images, mixed) if config.needs_second_pass else None
-        terms = total_loss(outputs, mixed, config, source, mixed_weight)
+        terms = total_loss(outputs, mixed, terms=config.terms, source=source, mixed_weight=mixed_weight, options=config)
         if self.group.count > 1 and outputs.mask_logits is not None:
             terms["total"] = terms["total"] + 0 * outputs.mask_logits.sum()  # every parameter takes part in every step
         self.optimizer.zero_grad(set_to_none=True)
@@ -160,11 +160,12 @@ class Trainer:
 
     def _second_pass(self, images: Tensor, mixed: Mixed) -> Outputs | None:
         """Outputs for the mixed samples' clean sources, in order: batch statistics, no gradient, no trace left."""
-        chosen = (mixed.boxes[:, 2] > 0).nonzero()[:, 0].to(self.device)
+        chosen = mixed_rows(mixed.boxes)
         if not len(chosen):
             return None
+        partners = mixed.partners[chosen].to(images.device, non_blocking=True)
         with torch.no_grad(), frozen_statistics(self.model):
-            return self.model(self.train_batches.normalise(images[mixed.partners[chosen]]), mask=False)
+            return self.model(self.train_batches.normalise(images[partners]), mask=False)
 
     def _autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16) if self.config.autocast == "bfloat16" else nullcontext()

@@ -89,13 +89,17 @@ def test_losses_of_the_shares_make_the_loss_of_the_batch(count, pairs, schedule,
     mixed = random_mixed(batch, schedule, dropped, generator)
     leaves, outputs = random_outputs(batch, generator)
     clean = torch.randn(batch, 10, 4, 4, generator=generator).log_softmax(1)
-    whole = total_loss(outputs, mixed, config, None if paired else sources_of(mixed, clean))
+    whole = total_loss(
+        outputs, mixed, terms=config.terms, source=None if paired else sources_of(mixed, clean), options=config
+    )
     parts = []
     for rank in range(count):
         mine = process(count, rank)
         part, weight = mine.share(mixed, paired)
         own = rows_of(outputs, mine.rows(mixed, paired)) if count > 1 else outputs
-        parts.append(total_loss(own, part, config, None if paired else sources_of(part, clean), weight))
+        sources = None if paired else sources_of(part, clean)
+        told = {"terms": config.terms, "source": sources, "mixed_weight": weight, "options": config}
+        parts.append(total_loss(own, part, **told))
     for name, value in whole.items():
         mean = sum(part.get(name, torch.zeros(())) for part in parts) / count
         torch.testing.assert_close(mean, value, rtol=1e-5, atol=1e-6)
