@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saol_lib.attach import SAOLNet
 from saol_lib.cutmix import paste
-from saol_lib.data.small import Dataset, mean_and_std
+from saol_lib.data import Dataset, mean_and_std
 from saol_lib.layers import Outputs
 from saol_lib.localization.maps import largest_box, mass_inside, raw_maps, stretch
 

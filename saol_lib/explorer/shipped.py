@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from saol_lib.attach import SAOLNet
-from saol_lib.data.small import Dataset, Split, digit_scenes, load, mean_and_std
+from saol_lib.data import Dataset, Split, digit_scenes, load, mean_and_std
 from saol_lib.explorer.lens import read_picture
 from saol_lib.networks.weights import load_weights
 from saol_lib.training import runs

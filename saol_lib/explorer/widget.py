@@ -16,7 +16,7 @@ import traitlets
 from matplotlib.figure import Figure
 
 from saol_lib.attach import SAOLNet
-from saol_lib.data.small import Dataset
+from saol_lib.data import Dataset
 from saol_lib.explorer.lens import MAX_BYTES, Lens, State, png, read_picture
 from saol_lib.explorer.shipped import FOLDER, MODELS, load_shipped
 

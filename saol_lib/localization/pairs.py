@@ -6,7 +6,7 @@ from torch import Generator, Tensor
 
 from saol_lib.attach import SAOLNet
 from saol_lib.cutmix import Mixed, paste
-from saol_lib.data.small import Batches, Split
+from saol_lib.data import Batches, Split
 from saol_lib.localization.maps import mass_inside, raw_maps
 
 COLUMNS = ("share", "predicted", "attention", "own_pasted", "own_base")

@@ -7,9 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from saol_lib import cutmix
-from saol_lib.data import imagenet
-from saol_lib.data import small as data
+from saol_lib import cutmix, data
 from saol_lib.layers import SaolOptions, check_choice, check_options, nearest, option
 from saol_lib.losses import LossOptions
 from saol_lib.networks.backbones import build_backbone
@@ -42,7 +40,7 @@ ARMS = {
 }
 
 _CHOICES = {
-    "dataset": (*data.NAMES, *imagenet.CLASSES),
+    "dataset": data.NAMES,
     "eval_split": data.SPLITS,
     "arm": tuple(ARMS),
     "schedule": ("one_cycle", "cosine"),
@@ -63,11 +61,11 @@ class RunConfig(SaolOptions, LossOptions):
 
     dataset: str = "digits"
     data_dir: str | None = None  # where the data lie; None: embedded, or the user's cache folder
-    image_size: int | None = None  # pixels a side of digits (None: 32) or imagenet (None: 224)
+    image_size: int | None = None  # pixels a side of digits (None: 32), imagenet (224), or enlarged tiny-imagenet (64)
     classes: int | None = None  # of (Tiny-)ImageNet: so many, evenly spaced in their sorted list; None: all
     skip_damaged: bool = False  # go on without images that cannot be read
     train_images: int | None = None  # a fixed class-balanced part of the training images; None: all
-    eval_split: str = "test"  # or "held_out": a fixed part of the training images, see `saol_lib.data.small.select`
+    eval_split: str = "test"  # or "held_out": a fixed part of the training images, see `saol_lib.data.select`
     held_out: int = 5000  # how many images "held_out" sets aside
     backbone: str = "resnet-8"
     arm: str = "gap_fc"
@@ -113,9 +111,9 @@ class RunConfig(SaolOptions, LossOptions):
             raise ValueError(f"cutmix_probability={self.cutmix_probability}: paired halves always mix half, use 0.5")
         if not 0 <= self.cutmix_probability <= 1 or not 0 < self.cutmix_alpha < math.inf:
             raise ValueError("cutmix_probability must lie in 0..1 and cutmix_alpha be above 0 and finite")
-        if self.image_size is not None and self.dataset not in ("digits", "imagenet"):
+        if self.image_size is not None and self.dataset not in ("digits", "tiny-imagenet", "imagenet"):
             raise ValueError(f"image_size={self.image_size}: {self.dataset} has its own size; leave it out")
-        if self.classes is not None and not (self.dataset in imagenet.CLASSES and 2 <= self.classes <= self._most):
+        if self.classes is not None and not (self.dataset in data.FOLDERS and 2 <= self.classes <= self._most):
             raise ValueError(f"classes={self.classes}: only (tiny-)imagenet can give fewer classes, 2 to {self._most}")
         if (self.dilation and not self.enlarge) or (self.pretrained and self.start):
             raise ValueError("dilation goes with enlarge=True, and pretrained does not go with start; leave one out")
@@ -137,16 +135,16 @@ class RunConfig(SaolOptions, LossOptions):
 
     @property
     def _most(self) -> int:
-        return (data.CLASSES | imagenet.CLASSES)[self.dataset]
+        return data.CLASSES[self.dataset]
 
     @property
     def side(self) -> int:
         """Pixels a side of the images."""
-        return self.image_size or imagenet.SIZES.get(self.dataset, 32)
+        return self.image_size or data.SIZES[self.dataset]
 
     @property
     def data_options(self) -> dict:
-        """What `saol_lib.data.imagenet.load` gets besides the data set's name and folder."""
+        """What `saol_lib.data.load` gets besides the data set's name and folder."""
         asked = {name: getattr(self, name) for name in ("image_size", "classes", "skip_damaged")}
         return {name: value for name, value in asked.items() if value}
 

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from saol_lib.cutmix import Mixed, mixed_rows
-from saol_lib.data import load
-from saol_lib.data.small import Batches
+from saol_lib.data import Batches, load
 from saol_lib.layers import Outputs
 from saol_lib.losses import total_loss
 from saol_lib.networks.weights import load_weights

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from saol_lib.attach import SAOLNet
 from saol_lib.cutmix import Mixed, mix, unmixed
-from saol_lib.data.imagenet import Files, Stream
-from saol_lib.data.small import FLIPS, Batches, Dataset, mean_and_std, select
+from saol_lib.data import FLIPS, Batches, Dataset, Files, Stream, mean_and_std, select
 from saol_lib.networks.build import build_model
 from saol_lib.networks.enlarge import enlarge
 from saol_lib.networks.peers import ABN

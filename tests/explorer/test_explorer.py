@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from saol_lib import build_model
-from saol_lib.data.small import Dataset, digit_scenes, mean_and_std
+from saol_lib.data import Dataset, digit_scenes, mean_and_std
 from saol_lib.explorer import lens as core
 from saol_lib.explorer import shipped
 from saol_lib.explorer.lens import Lens, State, read_picture

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saol_lib import build_model
-from saol_lib.data.small import Batches, Split, mean_and_std
+from saol_lib.data import Batches, Split, mean_and_std
 from saol_lib.localization.pairs import COLUMNS, curve_points, draw_pairs, measure_pairs, mix_pairs, summarise_pairs
 
 SIZE = (32, 24)

@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock
 
 from saol_lib.cutmix import mix
-from saol_lib.data.small import Batches, load, mean_and_std
+from saol_lib.data import Batches, load, mean_and_std
 from saol_lib.training import loop as training
 from saol_lib.training import recipe, runs
 from saol_lib.training.config import ARMS, RunConfig

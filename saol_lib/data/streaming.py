@@ -1,0 +1,304 @@
+"""Splits that are too large for memory: files decoded, cropped and resized by worker processes while training goes on.
+
+Every image of a pass draws its crop from a seed of its own, so the pictures of an epoch are the same whatever the
+number of workers or of training processes is, and an interrupted pass goes on at any batch without decoding what came
+before. What travels from a worker is a chunk: so few rows that all of them together fit the shared memory there is.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
+from torchvision.transforms import v2
+
+from saol_lib.data.batches import Batch, Rows, Scaling
+from saol_lib.data.images import read_image
+from saol_lib.data.splits import Files
+from saol_lib.streams import stream, stream_seed
+
+SCALING = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # ImageNet's own, as torchvision's pretrained networks expect
+PREFETCH = 2  # chunks that each worker has ready or under way
+MOST_BYTES = 256 * 2**20  # of shared memory for all chunks together
+PATIENCE = 300.0  # seconds without an image after which the workers are given up
+LOOK = 1.0  # seconds between two looks at whether to go on waiting
+log = logging.getLogger("saol_lib")
+
+
+class Chunk(NamedTuple):
+    """Rows of one batch that one worker decodes."""
+
+    index: list[int]  # of the files
+    seeds: list[int] | None  # of their random crops; None: the middle
+    ends: bool  # the batch is complete with it
+
+
+class Decoded(NamedTuple):
+    """What a worker made of a chunk."""
+
+    images: Tensor  # (n, 3, side, side) uint8
+    index: Tensor  # (n,) int64: the files that were read
+    ends: bool
+    damaged: list[str]  # files that could not be read, on the way
+    error: str | None = None  # why there are no images
+
+
+class Stream:
+    """`Files` decoded by `workers` processes: randomly cropped, resized and mirrored (`epoch`), or the middle (`all`).
+
+    workers: 0 decodes in this process. Workers stay for the next pass. scaling: mean and deviation of the channels in
+    0..1, for `normalise`; the network's own, where it was trained before. `damaged` holds the files that could not be
+    read; each raises ValueError unless `skip_damaged`, where the next file takes its place. `stop`: asked while waiting
+    for the workers; where it answers True, the pass ends.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        device: torch.device,
+        workers: int = 0,
+        skip_damaged: bool = False,
+        *,
+        scaling: tuple = SCALING,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        mean, std = (torch.as_tensor(value, dtype=torch.float64) for value in scaling)
+        self.files, self.device, self.workers = files, device, workers
+        self.size, self.source_size = files.size, files.source_size
+        self.labels = files.labels.to(device)
+        self.scaling = Scaling(mean, std, files.size, device, dtype)
+        self.damaged: set[str] = set()
+        self.stop: Callable[[], bool] = lambda: False
+        self._reader = Reader(files, skip_damaged)
+        self._plan = _Plan()
+        self._loader = None
+        self._passes = 0
+
+    def __len__(self) -> int:
+        return len(self.files.labels)
+
+    def epoch(
+        self, batch_size: int, seed: int, epoch: int, first: int = 0, rows: Rows | None = None
+    ) -> Iterator[Batch]:
+        """Yield uint8 images (B, 3, H, W) and labels (B,) of a shuffled pass from batch `first` on, full ones only.
+
+        rows: step -> which rows of the global batch are wanted, in that order; no other one is decoded. None: all.
+        """
+        order = torch.randperm(len(self), generator=stream(seed, "order", epoch))
+
+        def batches() -> Iterator[tuple[list[int], list[int]]]:
+            for step in range(first, len(self) // batch_size):
+                wanted = torch.arange(batch_size) if rows is None else rows(step)
+                places = wanted + step * batch_size
+                seeds = [stream_seed(seed, "augment", epoch, place) for place in places.tolist()]
+                yield order[places].tolist(), seeds
+
+        yield from self._decoded(batches())
+
+    def all(self, batch_size: int, part: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+        """Yield (images as `normalise` gives them, labels) of the whole split in order.
+
+        part: (n, count): batches n, n + count, n + 2 count, ... alone; no other one is decoded.
+        """
+        number, count = part
+        starts = range(number * batch_size, len(self), count * batch_size)
+
+        def batches() -> Iterator[tuple[list[int], None]]:
+            for start in starts:
+                end = min(start + batch_size, len(self))
+                yield list(range(start, end)), None
+
+        for images, labels in self._decoded(batches()):
+            yield self.normalise(images), labels
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) to floats with mean 0 and deviation 1 over ImageNet (or as `scaling` says)."""
+        return self.scaling(images)
+
+    def _decoded(self, batches: Iterable[tuple[list[int], list[int] | None]]) -> Iterator[Batch]:
+        self._passes += 1
+        number = self._passes
+        parts: list[Decoded] = []
+        for decoded in self._results(_chunks(batches, self._rows_a_chunk())):
+            if number != self._passes:
+                raise RuntimeError("a pass over the images cannot go on after another one of the same data has begun")
+            self._note(decoded)
+            parts.append(decoded)
+            if decoded.ends:
+                yield self._joined(parts)
+                parts = []
+
+    def _results(self, chunks: Iterator[Chunk]) -> Iterator[Decoded]:
+        """The chunks' pictures in order, from this process or from the workers."""
+        if not self.workers:
+            for chunk in chunks:
+                yield self._reader[chunk]
+            return
+
+        if self._loader is None:
+            self._loader = self._start()
+        self._plan.chunks = chunks
+        found = iter(self._loader)
+        while (decoded := self._wait(found)) is not None:
+            yield decoded
+
+    def _start(self) -> DataLoader:
+        return DataLoader(
+            self._reader,
+            batch_size=None,  # a chunk is asked for as it is
+            sampler=self._plan,
+            collate_fn=_unchanged,
+            num_workers=self.workers,
+            prefetch_factor=PREFETCH,
+            persistent_workers=True,
+            timeout=LOOK,
+            generator=torch.Generator(),  # workers get their seeds from it; without it from the global one
+        )
+
+    def _wait(self, found: Iterator[Decoded]) -> Decoded | None:
+        """The next chunk; None at the end. RuntimeError where a worker died, or none answers for PATIENCE seconds."""
+        waited = 0.0
+        while True:
+            try:
+                return next(found, None)
+            except RuntimeError as error:
+                if "timed out" not in str(error):
+                    self._loader = None
+                    raise RuntimeError(
+                        f"a process that decodes images ended ({_first_line(error)}): there may be too little memory; "
+                        f"start again with fewer than workers={self.workers}, or with workers=0"
+                    ) from None
+            if self.stop():
+                return None
+            waited += LOOK
+            if waited >= PATIENCE:
+                self._loader = None
+                raise RuntimeError(
+                    f"the {self.workers} processes that decode images gave none for {PATIENCE:.0f} seconds; look at "
+                    f"{self.files.root}, then start again, perhaps with workers=0"
+                )
+
+    def _note(self, decoded: Decoded) -> None:
+        if decoded.error:
+            raise ValueError(decoded.error)
+        for path in decoded.damaged:
+            if path not in self.damaged:
+                self.damaged.add(path)
+                log.warning("%s cannot be read and was skipped, %d so far", path, len(self.damaged))
+
+    def _joined(self, parts: list[Decoded]) -> Batch:
+        """One batch on the device, through pinned memory where that is a GPU."""
+        on_gpu = self.device.type == "cuda"
+        shape = (sum(len(part.images) for part in parts), 3, *self.size)
+        images = torch.empty(shape, dtype=torch.uint8, pin_memory=on_gpu)
+        torch.cat([part.images for part in parts], out=images)
+        index = torch.cat([part.index for part in parts])
+        if on_gpu:
+            index = index.pin_memory()
+        chosen = index.to(self.device, non_blocking=True)
+        return images.to(self.device, non_blocking=True), self.labels[chosen]
+
+    def _rows_a_chunk(self) -> int:
+        """So many that the chunks of all workers fit a quarter of the shared memory that is free."""
+        one = 3 * self.size[0] * self.size[1]
+        under_way = max(self.workers, 1) * (PREFETCH + 1)
+        room = min(MOST_BYTES, _free_shared_memory() // 4)
+        return max(1, min(room // (under_way * one), 64))
+
+
+def _free_shared_memory() -> int:
+    """Bytes; where there is no such folder, tensors travel in other ways without this limit."""
+    try:
+        found = os.statvfs("/dev/shm")
+    except (OSError, AttributeError):
+        return 4 * MOST_BYTES
+    return found.f_bavail * found.f_frsize
+
+
+def _chunks(batches: Iterable[tuple[list[int], list[int] | None]], rows: int) -> Iterator[Chunk]:
+    for index, seeds in batches:
+        for start in range(0, max(len(index), 1), rows):
+            end = start + rows
+            part = None if seeds is None else seeds[start:end]
+            yield Chunk(index[start:end], part, ends=end >= len(index))
+
+
+class _Plan:
+    """What a DataLoader asks for its next indices: the chunks of the pass that has just begun."""
+
+    chunks: Iterable[Chunk] = ()
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return iter(self.chunks)
+
+
+def _unchanged(decoded: Decoded) -> Decoded:
+    return decoded
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+class Reader:
+    """What a worker does with a chunk: each file decoded, then cropped and resized."""
+
+    def __init__(self, files: Files, skip_damaged: bool = False) -> None:
+        self.files, self.skip_damaged = files, skip_damaged
+        side = files.side
+        self._random = v2.Compose([v2.RandomResizedCrop(side, antialias=True), v2.RandomHorizontalFlip()])
+        self._middle = v2.Compose([v2.Resize(side * 8 // 7, antialias=True), v2.CenterCrop(side)])
+
+    def __getitem__(self, chunk: Chunk) -> Decoded:
+        side = self.files.side
+        images = torch.empty(len(chunk.index), 3, side, side, dtype=torch.uint8)
+        index, damaged = [], []
+        try:
+            if get_worker_info() is not None:
+                images.share_memory_()  # here, where an error is told, and not in the thread that sends
+            for row, number in enumerate(chunk.index):
+                pixels, read = self._read(number, damaged)
+                seed = None if chunk.seeds is None else chunk.seeds[row]
+                images[row] = self._middle(pixels) if seed is None else self._crop(pixels, seed)
+                index.append(read)
+        except ValueError as error:
+            return Decoded(images[:0], torch.tensor([]), chunk.ends, damaged, str(error))
+        except RuntimeError as error:
+            sentence = f"images could not be handed over ({_first_line(error)}); give more shared memory, or workers=0"
+            return Decoded(torch.empty(0), torch.tensor([]), chunk.ends, damaged, sentence)
+        return Decoded(images, torch.tensor(index, dtype=torch.int64), chunk.ends, damaged)
+
+    def middle(self, index: int) -> Tensor:
+        """One file's middle (3, side, side) uint8, as evaluation sees it."""
+        pixels = _pixels(self.files, index)
+        return self._middle(pixels)
+
+    def _read(self, index: int, damaged: list[str]) -> tuple[Tensor, int]:
+        """The file's pixels (3, H, W) and its number; where damaged ones may be skipped, those of the next good one."""
+        count = len(self.files.labels)
+        for number in range(index, index + count):
+            number %= count
+            try:
+                return _pixels(self.files, number), number
+            except ValueError as error:
+                if not self.skip_damaged:
+                    raise ValueError(f"{error}; or set skip_damaged to go on without") from None
+                damaged.append(str(self.files.path(number)))
+        raise ValueError(f"none of the {count} images below {self.files.root} can be read; look at the folder")
+
+    def _crop(self, pixels: Tensor, seed: int) -> Tensor:
+        """A random crop from a seed of its own; torch's global generator stays as it was."""
+        before = torch.get_rng_state()
+        torch.default_generator.manual_seed(seed)
+        try:
+            return self._random(pixels)
+        finally:
+            torch.set_rng_state(before)
+
+
+def _pixels(files: Files, index: int) -> Tensor:
+    image = read_image(files.path(index))
+    return torch.from_numpy(image).permute(2, 0, 1)
