@@ -19,7 +19,7 @@ from saol_lib.attach import SAOLNet
 from saol_lib.cutmix import paste
 from saol_lib.data import Dataset, mean_and_std
 from saol_lib.layers import Outputs
-from saol_lib.localization.maps import largest_box, mass_inside, raw_maps, stretch
+from saol_lib.localization import largest_box, mass_inside, raw_maps, stretch
 
 OVERLAYS = {"attention": "A", "spatial": "Yₖ", "saol": "A·Yₖ", "mask": "Mask", "cam": "CAM", "grad_cam": "Grad-CAM"}
 PALETTES = {name: torch.tensor(255 * colormaps[name](range(256))[:, :3]).byte() for name in ("viridis", "cividis")}

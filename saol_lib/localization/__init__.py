@@ -1,34 +1,42 @@
 """Where a network looks: score maps, boxes, and what it makes of CutMix-ed pairs."""
 
-from saol_lib.localization.boxes import (
-    BoxAccuracy,
-    best_centred_box,
-    box_accuracy,
-    box_iou,
-    contour_boxes,
-    fixed_box_accuracy,
-)
-from saol_lib.localization.maps import (
+from saol_lib.localization.accuracy import GRID, BoxAccuracy, BoxMeter, box_accuracy, contour_boxes
+from saol_lib.localization.attention import (
+    Spread,
+    SpreadMeter,
     area_share,
-    largest_box,
-    localize,
+    attention_entropy,
+    attention_spread,
+    largest_cell,
     mass_inside,
-    raw_maps,
-    score_maps,
-    stretch,
-    trivial_rows,
 )
+from saol_lib.localization.boxes import best_centred_box, box_iou, fixed_box_accuracy
+from saol_lib.localization.maps import METHODS, raw_maps, score_maps, stretch
 from saol_lib.localization.pairs import (
+    PairMeasures,
+    attention_split,
     curve_points,
     draw_pairs,
     measure_pairs,
     mix_pairs,
     summarise_pairs,
 )
+from saol_lib.localization.protocol import Localization, Localizer, largest_box, localize, trivial_rows
 
 __all__ = [
+    "GRID",
+    "METHODS",
     "BoxAccuracy",
+    "BoxMeter",
+    "Localization",
+    "Localizer",
+    "PairMeasures",
+    "Spread",
+    "SpreadMeter",
     "area_share",
+    "attention_entropy",
+    "attention_split",
+    "attention_spread",
     "best_centred_box",
     "box_accuracy",
     "box_iou",
@@ -37,6 +45,7 @@ __all__ = [
     "draw_pairs",
     "fixed_box_accuracy",
     "largest_box",
+    "largest_cell",
     "localize",
     "mass_inside",
     "measure_pairs",

@@ -1,15 +1,24 @@
 """What a network makes of CutMix-ed pairs (the paper's section 6, claim C14): do scores and maps follow the areas?"""
 
-import pandas as pd
-import torch
-from torch import Generator, Tensor
+from __future__ import annotations
 
-from saol_lib.attach import SAOLNet
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Generator, Tensor, nn
+
 from saol_lib.cutmix import Mixed, paste
 from saol_lib.data import Batches, Split
-from saol_lib.localization.maps import mass_inside, raw_maps
+from saol_lib.layers import check_choice
+from saol_lib.localization.attention import mass_inside
+from saol_lib.localization.maps import look, raw_maps
+
+if TYPE_CHECKING:
+    import pandas as pd  # half a second, which only the tables cost
 
 COLUMNS = ("share", "predicted", "attention", "own_pasted", "own_base")
+METHODS = ("saol", "cam", "grad_cam")
+_BATCH = 500
 
 
 def draw_pairs(labels: Tensor, size: tuple[int, int], generator: Generator) -> tuple[Tensor, Tensor]:
@@ -20,83 +29,197 @@ def draw_pairs(labels: Tensor, size: tuple[int, int], generator: Generator) -> t
     images of other classes.
     Raises ValueError where all images are of one class.
     """
-    (height, width), count = size, len(labels)
+    count = len(labels)
     if count < 2 or labels.min() == labels.max():
         raise ValueError(f"{count} images of one class cannot be paired; give images of at least two classes")
     area, stretch, left, top, pick = torch.rand(5, count, generator=generator, dtype=torch.float64)
-    area = 0.05 + 0.9 * area
+    boxes = _place(0.05 + 0.9 * area, stretch, left, top, size)
+    return boxes, _partners(labels, pick)
+
+
+def _place(area: Tensor, stretch: Tensor, left: Tensor, top: Tensor, size: tuple[int, int]) -> Tensor:
+    """Half-open boxes (N, 4) of about that share of the image; stretch, left, top (N,) in 0..1: how wide and where."""
+    height, width = size
     w = (width * area**stretch).round().clamp(1, width)
     h = (area * height * width / w).round().clamp(1, height)
-    x0, y0 = (left * (width - w + 1)).floor(), (top * (height - h + 1)).floor()
-    order = labels.argsort(stable=True)  # the images of a class lie together: pick one after them, going round
-    ends, sizes = torch.searchsorted(labels[order], labels, right=True), labels.bincount()[labels]
-    partners = order[(ends + (pick * (count - sizes)).floor().long()) % count]
-    return torch.stack([x0, y0, x0 + w, y0 + h], dim=1).long(), partners
+    x0 = (left * (width - w + 1)).floor()
+    y0 = (top * (height - h + 1)).floor()
+    return torch.stack([x0, y0, x0 + w, y0 + h], dim=1).long()
+
+
+def _partners(labels: Tensor, pick: Tensor) -> Tensor:
+    """For each image one of another class, (N,); pick (N,) in 0..1 says which.
+
+    In the order of their classes, the images of other classes lie side by side after the own class's, going round.
+    """
+    count = len(labels)
+    order = labels.argsort(stable=True)
+    ends = torch.searchsorted(labels[order], labels, right=True)
+    others = count - labels.bincount()[labels]
+    chosen = ends + (pick * others).floor().long()
+    return order[chosen % count]
 
 
 def mix_pairs(split: Split, num_classes: int, generator: Generator) -> Mixed:
     """Every image of a split with a patch of another class pasted in, as `draw_pairs` says; images stay uint8."""
-    return paste(split.images, split.labels, num_classes, *draw_pairs(split.labels, split.images.shape[2:], generator))
+    boxes, partners = draw_pairs(split.labels, split.images.shape[2:], generator)
+    return paste(split.images, split.labels, num_classes, boxes, partners)
 
 
-@torch.inference_mode()
-def measure_pairs(model: SAOLNet, mixed: Mixed, labels: Tensor, pixels: Batches, method: str) -> pd.DataFrame:
-    """One row a pair of `mix_pairs`, each value in 0..1, COLUMNS:
+class PairMeasures:
+    """What a network makes of pairs that come in batches: `update` with each batch, then `result`, a table.
 
-    share      of the image that the patch covers: the true share of its class
-    predicted  p_pasted / (p_pasted + p_base) of the scores: SAOL's for method "saol", GAP-FC's for "cam", "grad_cam"
-    attention  the share of A that lies in the patch; NaN but for method "saol"
-    own_pasted the share of the positive part of the pasted class's map (A * Y_k, CAM, Grad-CAM) inside the patch
-    own_base   that of the other class's map outside the patch; a map without any positive part scores the area's share
+    model   a network that `look`, on any device: what it is given is moved there
+    method  "saol" reads SAOL's scores, A and A * Y_k; "cam" and "grad_cam" read the GAP-FC layer
     """
-    rows = []
-    for part in torch.arange(len(labels)).split(500):
-        outputs, feature = model.eval().look(pixels.normalise(mixed.images[part]))
-        scores = outputs.saol_log_probs if method == "saol" else outputs.gap_logits
-        classes, size = (labels[mixed.partners[part]], labels[part]), mixed.images.shape[2:]
-        patch = mixed.boxes[part] - torch.tensor([0, 0, 1, 1])
-        both = torch.stack([scores.gather(1, k[:, None])[:, 0] for k in classes], dim=1).softmax(dim=1)
-        maps = [raw_maps(model, outputs, feature, k, method)[:, None].clamp(min=0) for k in classes]
-        inside = [_inside(values, patch, size, mixed.share[part]) for values in maps]
-        held = (
-            mass_inside(outputs.attention, patch, size) if method == "saol" else torch.full_like(inside[0], torch.nan)
-        )
-        rows.append(torch.stack([mixed.share[part], both[:, 0], held, inside[0], 1 - inside[1]], dim=1))
-    return pd.DataFrame(torch.cat(rows).double().numpy(), columns=COLUMNS)
+
+    def __init__(self, model: nn.Module, method: str) -> None:
+        check_choice("method", method, METHODS)
+        self.model = model
+        self.method = method
+        self._rows = []
+
+    def update(self, images: Tensor, pasted: Tensor, base: Tensor, boxes: Tensor) -> None:
+        """Mixed images (B, C, H, W) as the network takes them, both classes (B,), the patches' half-open boxes (B, 4).
+
+        Raises ValueError for classes outside 0..K-1, boxes outside the image, scores that are no numbers.
+        """
+        height, width = images.shape[2:]
+        boxes = boxes.cpu()
+        pasted = pasted.cpu()
+        base = base.cpu()
+        seen = [None if part is None else part.detach().cpu() for part in self._look(images, pasted, base)]
+        scores, attention, pasted_map, base_map = seen
+        self._check_numbers(scores)
+
+        patch = boxes - torch.tensor([0, 0, 1, 1])  # both ends inclusive
+        sides = boxes[:, 2:] - boxes[:, :2]
+        share = sides.prod(dim=1) / (height * width)
+        both = torch.stack([_scores_of(scores, pasted), _scores_of(scores, base)], dim=1)
+        predicted = both.softmax(dim=1)[:, 0]
+        own_pasted = _positive_inside(pasted_map, patch, (height, width), share)
+        own_base = 1 - _positive_inside(base_map, patch, (height, width), share)
+        if attention is None:
+            held = torch.full_like(own_pasted, torch.nan)
+        else:
+            held = mass_inside(attention, patch, (height, width))
+        self._rows.append(torch.stack([share, predicted, held, own_pasted, own_base], dim=1))
+
+    def _look(self, images: Tensor, pasted: Tensor, base: Tensor) -> tuple[Tensor | None, ...]:
+        """Scores (B, K), A or None, and the maps (B, Ho, Wo) of both classes: all that the device computes."""
+        outputs, feature = look(self.model, images, self.method)
+        pasted_map = raw_maps(self.model, outputs, feature, pasted, self.method)
+        base_map = raw_maps(self.model, outputs, feature, base, self.method)
+        if self.method == "saol":
+            return outputs.saol_log_probs, outputs.attention, pasted_map, base_map
+        return outputs.gap_logits, None, pasted_map, base_map
+
+    def _check_numbers(self, scores: Tensor) -> None:
+        broken = scores.isnan().any(dim=1).nonzero()
+        if len(broken):
+            number = sum(len(rows) for rows in self._rows) + int(broken[0])
+            raise ValueError(
+                f"class scores of pair {number} by method={self.method!r} hold NaN; expected numbers, so this network "
+                f"cannot be measured: train it anew"
+            )
+
+    def result(self) -> pd.DataFrame:
+        """One row a pair, each value in 0..1, COLUMNS:
+
+        share      of the image that the patch covers: the true share of its class
+        predicted  p_pasted / (p_pasted + p_base) of the scores: SAOL's for method "saol", GAP-FC's for the others
+        attention  the share of A that lies in the patch; NaN but for method "saol"
+        own_pasted the share of the positive part of the pasted class's map (A * Y_k, CAM, Grad-CAM) inside the patch
+        own_base   that of the other class's map outside the patch; a map without any positive part scores the area's
+        """
+        import pandas as pd
+
+        if not self._rows:
+            raise ValueError("no pair was measured; call update with at least one batch")
+        return pd.DataFrame(torch.cat(self._rows).double().numpy(), columns=COLUMNS)
 
 
-def _inside(maps: Tensor, patch: Tensor, size: tuple[int, int], share: Tensor) -> Tensor:
-    """The share (B,) of each map's mass in its patch; the area's where a map is all zero."""
-    total = maps.sum(dim=(1, 2, 3))
-    return torch.where(total > 0, mass_inside(maps, patch, size) / total.clamp(min=1e-30), share)
+def _scores_of(scores: Tensor, classes: Tensor) -> Tensor:
+    return scores.gather(1, classes[:, None])[:, 0]
+
+
+def _positive_inside(maps: Tensor, patch: Tensor, size: tuple[int, int], share: Tensor) -> Tensor:
+    """The share (B,) of each map's positive part that lies in its patch; the area's where a map has none."""
+    positive = maps.clamp(min=0)[:, None]
+    total = positive.sum(dim=(1, 2, 3))
+    inside = mass_inside(positive, patch, size) / total.clamp(min=1e-30)
+    return torch.where(total > 0, inside, share)
+
+
+def measure_pairs(model: nn.Module, mixed: Mixed, labels: Tensor, pixels: Batches, method: str) -> pd.DataFrame:
+    """`PairMeasures` of all pairs of `mix_pairs` in one call.
+
+    labels (N,): of the images that were mixed. pixels: their `Batches` or `Stream`, which normalises for the network.
+    """
+    measures = PairMeasures(model, method)
+    for part in torch.arange(len(labels)).split(_BATCH):
+        images = pixels.normalise(mixed.images[part].to(pixels.device))
+        sources = mixed.partners[part]
+        measures.update(images, labels[sources], labels[part], mixed.boxes[part])
+    return measures.result()
 
 
 def summarise_pairs(table: pd.DataFrame) -> dict[str, float]:
-    """The table of `measure_pairs` as flat metrics in percent: how well scores and attention follow the area.
+    """The table of `PairMeasures` as flat metrics in percent: how well scores and attention follow the area.
 
     share_error: mean distance of the predicted from the true share, guess_error that of a constant half;
     share_slope, share_correlation (and the same of attention): 100 is a share that follows exactly;
+    attention_split, attention_both: does A see both objects, see `attention_split` (ours);
     own_mass: mean of own_pasted and own_base, own_area: of the regions' shares, what a blind map would score.
     """
-    share = table.share
-    found = {"share_error": (table.predicted - share).abs().mean(), "guess_error": (0.5 - share).abs().mean()}
-    for name, values in (("share", table.predicted), ("attention", table.attention)):
+    share = table["share"]
+    found = {
+        "share_error": (table["predicted"] - share).abs().mean(),
+        "guess_error": (0.5 - share).abs().mean(),
+    }
+    for name, column in (("share", "predicted"), ("attention", "attention")):
+        values = table[column]
         if values.notna().all():
-            found |= {f"{name}_slope": values.cov(share) / share.var(), f"{name}_correlation": values.corr(share)}
-    found |= {"own_mass": table[["own_pasted", "own_base"]].mean().mean(), "own_area": 0.5}
+            found[f"{name}_slope"] = values.cov(share) / share.var()
+            found[f"{name}_correlation"] = values.corr(share)
+    if table["attention"].notna().all():
+        split = attention_split(table)
+        found["attention_split"] = split.mean()
+        found["attention_both"] = (split >= 0.5).mean()
+    found["own_mass"] = table[["own_pasted", "own_base"]].mean().mean()
+    found["own_area"] = 0.5
     return {name: 100 * float(value) for name, value in found.items()}
 
 
+def attention_split(table: pd.DataFrame) -> pd.Series:
+    """Does A see both objects of a pair (ours)? For every row 0..1.
+
+    The patch holds a share a of the attention and s of the image, the rest 1 - a and 1 - s. Each is divided by the
+    share that uniform attention would give it, and the smaller of the two counts: min(a / s, (1 - a) / (1 - s)). It is
+    1 where the attention is dealt out as the area is, 0 where one of the two objects gets none. A patch that is the
+    whole image leaves nothing to split: NaN.
+    """
+    patch = table["attention"] / table["share"]
+    rest_share = 1 - table["share"]
+    rest = (1 - table["attention"]) / rest_share.where(rest_share > 0)
+    split = patch.where(patch < rest, rest)
+    return split.clip(0, 1)
+
+
 def curve_points(table: pd.DataFrame) -> pd.DataFrame:
-    """The table of `measure_pairs` as points to draw: panel, area and value (0..1), and its other columns."""
-    both = [("share", "own_pasted"), ("rest", "own_base")]
-    panels = {
-        "share of the pasted class\namong both scores": [("share", "predicted")],
-        "attention A\ninside the patch": [("share", "attention")],
-        "positive map mass in\nthe class's own region": both,
-    }
-    table, others = table.assign(rest=1 - table.share), table.columns.difference(COLUMNS)
-    parts = [
-        table[others].assign(panel=panel, area=table[x], value=table[y]) for panel in panels for x, y in panels[panel]
+    """The table of `PairMeasures` as points to draw: panel, area and value (0..1), and its other columns."""
+    import pandas as pd
+
+    table = table.assign(rest=1 - table["share"])
+    others = [name for name in table.columns if name not in (*COLUMNS, "rest")]
+    curves = [  # panel, area, value
+        ("share of the pasted class\namong both scores", "share", "predicted"),
+        ("attention A\ninside the patch", "share", "attention"),
+        ("positive map mass in\nthe class's own region", "share", "own_pasted"),
+        ("positive map mass in\nthe class's own region", "rest", "own_base"),
     ]
+    parts = []
+    for panel, area, value in curves:
+        part = table[others].assign(panel=panel, area=table[area], value=table[value])
+        parts.append(part)
     return pd.concat(parts, ignore_index=True).dropna(subset="value")

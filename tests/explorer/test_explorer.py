@@ -19,7 +19,7 @@ from saol_lib.explorer import lens as core
 from saol_lib.explorer import shipped
 from saol_lib.explorer.lens import Lens, State, read_picture
 from saol_lib.explorer.widget import AttentionExplorer
-from saol_lib.localization.maps import score_maps
+from saol_lib.localization import score_maps
 
 SCENES = digit_scenes(30, test=True)
 DATASET = Dataset(SCENES, SCENES, tuple("0123456789"), "")

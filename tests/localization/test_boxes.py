@@ -12,16 +12,17 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saol_lib.localization.boxes import (
+from saol_lib.localization import (
     GRID,
-    IOUS,
     best_centred_box,
     box_accuracy,
     box_iou,
     contour_boxes,
     fixed_box_accuracy,
+    largest_box,
+    stretch,
 )
-from saol_lib.localization.maps import largest_box, stretch
+from saol_lib.localization.boxes import IOUS
 
 PEAK = [[0.0, 0.0, 0.0, 0.0, 0.0],
         [0.0, 0.4, 0.4, 0.4, 0.0],

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from saol_lib.layers import Outputs
-from saol_lib.localization import maps as localization
-from saol_lib.localization.boxes import box_accuracy
-from saol_lib.localization.maps import (
+from saol_lib.localization import (
     METHODS,
     area_share,
+    box_accuracy,
     largest_box,
     localize,
     mass_inside,
     raw_maps,
     score_maps,
     stretch,
+    trivial_rows,
 )
 from saol_lib.networks.build import build_model
 
@@ -117,7 +117,11 @@ class Logits(nn.Module):
 class AttentionBranch(nn.Module):
     """What an Attention Branch Network returns, made of nothing but its images."""
 
-    saol, gap = None, nn.Linear(3, 4)
+    saol = None
+
+    def __init__(self):
+        super().__init__()
+        self.gap = nn.Linear(3, 4)
 
     def look(self, images, mask=None):
         seen = F.avg_pool2d(images, 4)
@@ -167,6 +171,7 @@ def test_every_method_is_its_map_resized_and_stretched_alike():
     (last,) = (module for module in model.body.modules() if isinstance(module, nn.Linear))
     cam = torch.einsum("bchw,bc->bhw", feature, last.weight[classes])
     expected = {"saol": found.attention[:, 0] * chosen, "attention": found.attention[:, 0], "spatial": chosen,
+                "saol_log": (found.attention[:, 0] * chosen).log(),
                 "mask": found.mask_logits[:, 0].sigmoid(), "cam": cam, "grad_cam": cam.relu()}  # fmt: skip
     assert {*expected, "abn"} == set(METHODS)
     for method, own in expected.items():
@@ -253,7 +258,7 @@ def test_localize_follows_the_protocols(method):
 
 def test_trivial_rows_on_a_case_made_by_hand():
     boxes, ranks = torch.tensor([[0, 0, 9, 9], [2, 2, 7, 7], [2, 2, 7, 6], [0, 0, 1, 1]]), torch.tensor([0, 0, 5, 1])
-    rows = localization.trivial_rows(boxes, (10, 10), ranks)
+    rows = trivial_rows(boxes, (10, 10), ranks)
     names = ["max_box_acc", "box_acc_30", "box_acc_50", "box_acc_70", "gt_known", "top1_loc_error", "top5_loc_error"]
     whole, best = rows["whole image"], rows["best centred box"]
     assert [whole[name] for name in names] == [25, 75, 25, 25, 25, 75, 75]

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from saol_lib import build_model
 from saol_lib.data import Batches, Split, mean_and_std
-from saol_lib.localization.pairs import COLUMNS, curve_points, draw_pairs, measure_pairs, mix_pairs, summarise_pairs
+from saol_lib.localization import curve_points, draw_pairs, measure_pairs, mix_pairs, summarise_pairs
+from saol_lib.localization.pairs import COLUMNS
 
 SIZE = (32, 24)
 

@@ -1,0 +1,157 @@
+"""How much of the attention lies where, and how far it is spread (the paper's section 5.1 and our own measures)."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from saol_lib.localization.boxes import box_areas, check_boxes, true_boxes
+from saol_lib.localization.maps import look
+
+
+def mass_inside(attention: Tensor, boxes: Sequence, size: tuple[int, int]) -> Tensor:
+    """The share (B,) of every attention map that lies inside its box; each cell's mass is spread evenly over the cell.
+
+    attention (B, 1, Ho, Wo) summing to 1 over positions; boxes (B, 4) x0, y0, x1, y1, both ends inclusive pixels of the
+    image, or B entries (n, 4), of which the union counts; size (H, W) of the image.
+    Raises ValueError for a box outside it. Boxes are checked where they lie: keep them on the CPU.
+    """
+    cells = attention.shape[2:]
+    if isinstance(boxes, Tensor) and boxes.ndim == 2:
+        inside = _cells_in_boxes(boxes, cells, size)
+    else:
+        inside = _cells_in_unions(true_boxes(boxes, size), cells, size)
+    inside = inside.to(attention.device, attention.dtype)
+    return (attention[:, 0] * inside).sum(dim=(1, 2))
+
+
+def area_share(boxes: Sequence, size: tuple[int, int]) -> Tensor:
+    """The share (B,) of the image (H, W) that each image's box or boxes cover: what uniform attention would score.
+
+    boxes: as for `mass_inside`.
+    """
+    pixels = size[0] * size[1]
+    if isinstance(boxes, Tensor) and boxes.ndim == 2:
+        check_boxes(boxes, size)
+        return box_areas(boxes) / pixels
+    masks = _union_masks(true_boxes(boxes, size), size)
+    return masks.sum(dim=(1, 2)) / pixels
+
+
+def _cells_in_boxes(boxes: Tensor, cells: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """The share (B, Ho, Wo) of each cell that one box an image covers, float64."""
+    check_boxes(boxes, size)
+    rows = _overlap(cells[0], size[0], boxes[:, 1], boxes[:, 3])
+    columns = _overlap(cells[1], size[1], boxes[:, 0], boxes[:, 2])
+    return rows[:, :, None] * columns[:, None, :]
+
+
+def _overlap(cells: int, pixels: int, first: Tensor, last: Tensor) -> Tensor:
+    """The share (B, cells) of each cell of a line of `pixels` that the inclusive range first..last (B,) covers."""
+    width = pixels / cells
+    low = torch.arange(cells, dtype=torch.float64, device=first.device) * width
+    begin = torch.maximum(low, first[:, None].double())
+    end = torch.minimum(low + width, last[:, None] + 1.0)
+    return (end - begin).clamp(min=0) / width
+
+
+def _cells_in_unions(boxes: list[Tensor], cells: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """The share (B, Ho, Wo) of each cell that the union of an image's boxes covers, float64."""
+    masks = _union_masks(boxes, size).double()
+    rows = _pixels_in_cells(cells[0], size[0])
+    columns = _pixels_in_cells(cells[1], size[1])
+    return rows @ masks @ columns.T
+
+
+def _pixels_in_cells(cells: int, pixels: int) -> Tensor:
+    """The share (cells, pixels) of each cell that each pixel of a line covers."""
+    line = torch.arange(pixels)
+    return _overlap(cells, pixels, line, line).T
+
+
+def _union_masks(boxes: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """True (B, H, W) where a pixel lies in any of an image's boxes."""
+    masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
+    for mask, own in zip(masks, boxes, strict=True):
+        for x0, y0, x1, y1 in own.tolist():
+            mask[y0 : y1 + 1, x0 : x1 + 1] = True
+    return masks
+
+
+def attention_entropy(attention: Tensor) -> Tensor:
+    """The entropy (B,) of attention maps (B, 1, Ho, Wo), in nats: log(Ho * Wo) if uniform, 0 for a point. Ours.
+
+    Maps need not sum to 1 (ABN's do not): each is divided by its sum first.
+    """
+    shares = _shares(attention)
+    return torch.special.entr(shares).sum(dim=1)
+
+
+def largest_cell(attention: Tensor) -> Tensor:
+    """The share (B,) of attention maps (B, 1, Ho, Wo) on their largest cell: 1 / (Ho * Wo) if uniform. Ours."""
+    return _shares(attention).amax(dim=1)
+
+
+def _shares(attention: Tensor) -> Tensor:
+    flat = attention.flatten(1)
+    return flat / flat.sum(dim=1, keepdim=True)
+
+
+class Spread(NamedTuple):
+    """How far the attention of a network is spread over a set of images."""
+
+    entropy: Tensor  # (N,) nats
+    largest_cell: Tensor  # (N,) shares
+    cells: int  # Ho * Wo
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Means over the images: entropy and, for a uniform map, uniform_entropy in nats; largest_cell in percent."""
+        return {
+            "entropy": float(self.entropy.double().mean()),
+            "uniform_entropy": math.log(self.cells),
+            "largest_cell": 100 * float(self.largest_cell.double().mean()),
+        }
+
+
+class SpreadMeter:
+    """Is the attention a point or does it cover things? `update` with each batch of images, then `result`. Ours.
+
+    Takes any network with an attention map: a SAOL, or an ABN.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._entropy = []
+        self._largest = []
+        self._cells = None
+
+    def update(self, images: Tensor) -> None:
+        """Images (B, C, H, W) as the network takes them; ValueError for a network without attention."""
+        outputs, _ = look(self.model, images, "attention")
+        if outputs.attention is None:
+            raise ValueError("this network has no attention map; give one with a SAOL, or an ABN")
+        attention = outputs.attention.cpu()
+        self._entropy.append(attention_entropy(attention))
+        self._largest.append(largest_cell(attention))
+        self._cells = attention[0].numel()
+
+    def result(self) -> Spread:
+        """The spread over all images so far; ValueError where there was none, or where attention is not a number."""
+        if not self._entropy:
+            raise ValueError("no image was looked at; call update with at least one batch")
+        entropy = torch.cat(self._entropy)
+        broken = entropy.isnan().nonzero()
+        if len(broken):
+            raise ValueError(f"the attention of image {int(broken[0])} is not a number; the network's training failed")
+        return Spread(entropy, torch.cat(self._largest), self._cells)
+
+
+def attention_spread(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Spread:
+    """`SpreadMeter` in one call: batches of (images, labels), as `Batches.all` gives them."""
+    meter = SpreadMeter(model)
+    for images, _ in batches:
+        meter.update(images)
+    return meter.result()
