@@ -7,6 +7,7 @@ from pathlib import Path
 
 from saol_lib.data.batches import FLIPS, Batches, mean_and_std
 from saol_lib.data.cifar import load_cifar
+from saol_lib.data.cub import load_cub
 from saol_lib.data.digits import digit_scenes
 from saol_lib.data.imagenet import load_imagenet
 from saol_lib.data.images import read_image, read_text
@@ -14,12 +15,12 @@ from saol_lib.data.splits import SPLITS, Dataset, Files, Split, balanced, select
 from saol_lib.data.streaming import SCALING, Stream
 from saol_lib.data.tiny_imagenet import load_tiny_imagenet
 
-CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "tiny-imagenet": 200, "imagenet": 1000}
+CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "tiny-imagenet": 200, "imagenet": 1000, "cub": 200}
 NAMES = tuple(CLASSES)
 # Pixels a side that the network sees, unless asked otherwise.
-SIZES = {"digits": 32, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64, "imagenet": 224}
-FOLDERS = ("tiny-imagenet", "imagenet")  # in class folders: they can give fewer classes
-FILES = ("imagenet",)  # streamed, not held in memory
+SIZES = {"digits": 32, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64, "imagenet": 224, "cub": 224}
+FOLDERS = ("tiny-imagenet", "imagenet", "cub")  # in class folders: they can give fewer classes
+FILES = ("imagenet", "cub")  # streamed, not held in memory
 
 __all__ = [
     "CLASSES",
@@ -88,6 +89,8 @@ def _read(name: str, data_dir: str | None, side: int | None, classes: int | None
         root = _existing(name, data_dir)
         if name == "tiny-imagenet":
             train, test, wnids = load_tiny_imagenet(root, classes, skip_damaged)
+        elif name == "cub":
+            train, test, wnids = load_cub(root, classes, side, skip_damaged)
         else:
             train, test, wnids = load_imagenet(root, classes, side, skip_damaged)
         names = _words(root, wnids)
@@ -99,9 +102,9 @@ def _own_folder(name: str, data_dir: str | None) -> Path | None:
     if not data_dir:
         return None
     given = Path(data_dir).expanduser()
-    for own in (given / name, given / f"{name}-200"):
-        if own.is_dir():
-            return own
+    for own in (name, f"{name}-200", f"{name.upper()}_200_2011"):
+        if (given / own).is_dir():
+            return given / own
     return given
 
 
@@ -139,6 +142,8 @@ def _content(name: str, train: Split | Files, test: Split | Files) -> Iterator[b
     if isinstance(train, Files):
         for files in (train, test):
             yield _listing(files)
+            if files.boxes is not None:
+                yield files.boxes.numpy().data
         return
 
     train_parts = [train.images.numpy().data, train.labels.numpy().data]

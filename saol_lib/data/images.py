@@ -48,17 +48,6 @@ def read_image(path: Path) -> np.ndarray:
         raise ValueError(f"{path} cannot be read as an image ({error}); replace or remove it") from None
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image file as `read_image` gives it, from its header alone."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(0x0112, 1) >= 5
-            return (width, height) if turned else (height, width)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}); replace or remove it") from None
-
-
 def _check(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MOST_PIXELS:
@@ -66,8 +55,9 @@ def _check(image: Image.Image) -> None:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    deep = _has_sixteen_bits(image)
     image = ImageOps.exif_transpose(image)
-    if image.mode in SIXTEEN_BITS or _holds_sixteen_bits(image):
+    if deep:
         return _eight_bits(image).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range; expected 8 or 16 bits")
@@ -76,9 +66,10 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _holds_sixteen_bits(image: Image.Image) -> bool:
-    """PNG and PGM files of 16 bits may be given as 32-bit integers, which then lie in 0..65535."""
-    return image.mode == "I" and image.format in ("PNG", "PPM")
+def _has_sixteen_bits(image: Image.Image) -> bool:
+    """Grey PNG and PGM files of 16 bits may be given as 32-bit integers, which then lie in 0..65535."""
+    as_integers = image.mode == "I" and image.format in ("PNG", "PPM")
+    return as_integers or image.mode in SIXTEEN_BITS
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -6,9 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from making import random_images, sentence
+from PIL import Image
 
 from saol_lib.data import Batches, Split, mean_and_std
-from saol_lib.streams import stream_seed
+from saol_lib.streams import stream, stream_seed
 
 
 def make_batches(images, pad=0, flip=False):
@@ -124,3 +125,64 @@ def test_padding_wider_than_the_image():
     with pytest.raises(ValueError) as error:
         make_batches(random_images(4, 6, 5), pad=5)
     sentence(error, "pad=5")
+
+
+# --- each process its own rows ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_rows_are_those_of_the_global_batch(first):
+    batches = make_batches(random_images(40, 5, 6), pad=1, flip=True)
+    chosen = {step: torch.randperm(8, generator=stream(step, "rows"))[:3] for step in range(5)}
+    whole = list(batches.epoch(8, 3, 1, first))
+    own = list(batches.epoch(8, 3, 1, first, rows=chosen.get))
+    assert len(own) == len(whole) == 5 - first
+    for step, (part, batch) in enumerate(zip(own, whole, strict=True), first):
+        assert all(torch.equal(mine, every[chosen[step]]) for mine, every in zip(part, batch, strict=True))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_parts_make_the_whole(count):
+    batches = make_batches(random_images(26, 5, 6))
+    whole = list(batches.all(4))
+    parts = [list(batches.all(4, (number, count))) for number in range(count)]
+    for number, batch in enumerate(whole):
+        again = parts[number % count][number // count]
+        assert all(map(torch.equal, batch, again))
+    assert sum(map(len, parts)) == len(whole)
+
+
+# --- what the network sees -------------------------------------------------------------------------------------------
+
+
+def test_float64_on_request():
+    images = random_images(6, 5, 7)
+    mean, std = mean_and_std(images)
+    batches = Batches(Split(images, torch.arange(6)), torch.device("cpu"), mean, std, dtype=torch.float64)
+    exact = (images.double() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    assert batches.normalise(images).dtype == torch.float64
+    torch.testing.assert_close(next(batches.all(6))[0], exact, rtol=0, atol=1e-12)
+
+
+def test_pictures_are_enlarged_bicubically_after_augmentation():
+    images = random_images(4, 16, 16) // 2 + 64  # Pillow cuts at 0 and 255 after each of two passes
+    mean, std = torch.zeros(3), torch.full((3,), 1 / 255)  # nothing but the enlarging
+    split = Split(images, torch.arange(4), side=40)
+    batches = Batches(split, torch.device("cpu"), mean, std, pad=2, flip=True, dtype=torch.float64)
+    assert batches.size == (40, 40) and batches.source_size == (16, 16)
+    small, _ = next(batches.epoch(4, 0, 0))
+    assert small.shape == (4, 3, 16, 16) and small.dtype == torch.uint8
+    large, _ = next(batches.all(4))
+    assert large.shape == (4, 3, 40, 40) and large.dtype == torch.float64
+    for image, seen in zip(images, large, strict=True):
+        expected = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((40, 40), Image.Resampling.BICUBIC)
+        assert np.abs(np.asarray(expected).astype(float) - seen.permute(1, 2, 0).numpy()).max() <= 1.5  # Pillow rounds
+    hard = batches.normalise(random_images(4, 16, 16))
+    assert hard.min() >= 0 and hard.max() <= 255
+
+
+def test_normalise_leaves_floats_of_the_caller_alone():
+    images = random_images(4, 6, 6)
+    batches = make_batches(images)
+    floats = images.float()
+    assert torch.equal(batches.normalise(floats), batches.normalise(images)) and torch.equal(floats, images.float())

@@ -158,3 +158,87 @@ def test_damaged_torchvision_file_is_not_unpickled(cifar_files, monkeypatch):
     with pytest.raises(FileNotFoundError) as error:
         load("cifar10", str(root))
     sentence(error, "cifar-10-batches-py", "corrupted")
+
+
+# --- a wrong folder --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Any download fails the test."""
+    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", lambda *a, **k: pytest.fail("net"))
+
+
+def refused(folder, *parts):
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(FileNotFoundError) as error:
+        load("cifar10", str(folder))
+    sentence(error, "cifar10", *parts)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_the_batches_folder_itself_serves(cifar_files, offline):
+    root, _ = cifar_files
+    whole = load("cifar10", str(root)).fingerprint
+    assert load("cifar10", str(root / "cifar-10-batches-py")).fingerprint == whole
+
+
+def test_one_level_too_high_or_too_low_names_the_right_one(cifar_files, offline, tmp_path_factory):
+    root, _ = cifar_files
+    (root / "cifar-10-batches-py" / "deeper").mkdir()
+    (root / "cifar-10-batches-py" / "deeper" / "note.txt").write_text("x")
+    refused(root / "cifar-10-batches-py" / "deeper", f"give {root}")
+    above = tmp_path_factory.mktemp("above")
+    root.rename(above / "mine")
+    refused(above, f"give {above / 'mine'}")
+    tree = write_tree(tmp_path_factory.mktemp("tree"))
+    refused(tree / "train", f"give {tree}")
+    refused(tree / "train" / "class0", f"give {tree}")
+
+
+def test_train_and_val_say_what_to_rename(tmp_path, offline):
+    write_tree(tmp_path)
+    (tmp_path / "test").rename(tmp_path / "val")
+    refused(tmp_path, "rename val to test")
+
+
+def test_any_other_content_starts_no_download(tmp_path, offline):
+    (tmp_path / "holiday.jpg").write_bytes(b"x")
+    refused(tmp_path, "it has holiday.jpg", "an empty one")
+
+
+def test_only_an_empty_folder_starts_a_download(tmp_path, monkeypatch):
+    asked = []
+
+    def offline(*args, **kwargs):
+        asked.append(args)
+        raise URLError("no route")
+
+    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", offline)
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    with pytest.raises(FileNotFoundError, match=r"no route"):
+        load("cifar10", str(tmp_path))
+    assert asked
+
+
+# --- odd trees -------------------------------------------------------------------------------------------------------
+
+
+def test_junk_in_a_tree_changes_nothing(tmp_path):
+    whole = load("cifar10", str(write_tree(tmp_path))).fingerprint
+    (tmp_path / "train" / "class3" / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "train" / "class3" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "test" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "test" / "new folder").mkdir()
+    data._read.cache_clear()
+    assert load("cifar10", str(tmp_path)).fingerprint == whole
+
+
+def test_damaged_images_of_a_tree_may_be_skipped(tmp_path, caplog):
+    write_tree(tmp_path)
+    (tmp_path / "train" / "class0" / "000.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"000.png"):
+        load("cifar10", str(tmp_path))
+    dataset = load("cifar10", str(tmp_path), skip_damaged=True)
+    assert dataset.train.labels.tolist() == [0] + [i // 2 for i in range(2, 20)] and len(dataset.train.images) == 19
+    assert "1 of 20 images were skipped" in caplog.text

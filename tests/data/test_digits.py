@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from saol_lib.data import digits, load
+from saol_lib.data import digits, load, select
 
 
 def test_digits_are_the_same_bytes_everywhere():
@@ -77,3 +77,22 @@ def test_boxes_are_exact_and_inside(monkeypatch):
 def test_another_seed_gives_other_scenes():
     assert not torch.equal(digits.digit_scenes(20, seed=0).images, digits.digit_scenes(20, seed=1).images)
     assert torch.equal(digits.digit_scenes(20, seed=1).images, digits.digit_scenes(20, seed=1).images)
+
+
+def test_no_held_out_scene_shows_a_digit_that_is_trained_on():
+    """449 of 500 did when scenes were drawn without regard to the digit that they show."""
+    dataset = load("digits")
+    train, aside = select(dataset, "held_out", None, 500)
+    assert aside.labels.bincount().tolist() == [50] * 10
+    trained = set(train.groups.tolist())
+    assert not [digit for digit in aside.groups.tolist() if digit in trained]
+    assert len(train.labels) > 2400  # next to nothing is lost: what is left of a class's last digit
+
+    pixels = load_digits().images.reshape(1797, -1)
+    assert len(np.unique(pixels[:1297], axis=0)) == 1297  # two numbers are two pictures
+
+
+def test_groups_tell_the_digit():
+    scenes = digits.digit_scenes(1400)
+    target = torch.from_numpy(load_digits().target)
+    assert torch.equal(scenes.labels, target[scenes.groups]) and scenes.groups.max() < 1297

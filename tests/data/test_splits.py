@@ -51,3 +51,27 @@ def test_test_split_is_untouched():
     assert train is dataset.train and evaluation is dataset.test
     small, _ = select(dataset, "test", 50, 100)
     assert small.labels.bincount().tolist() == [5] * 10 and torch.equal(small.labels, small.boxes[:, 0] % 10)
+
+
+@given(st.integers(0, 99), st.integers(1, 5))
+def test_groups_never_part(seed, each):
+    generator = stream(seed, "test")
+    groups = torch.randint(30, (200,), generator=generator)
+    labels = groups % 3
+    images = torch.arange(200).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).to(torch.uint8)
+    whole = Split(images, labels, None, groups)
+    train, aside = select(Dataset(whole, whole, ("a", "b", "c"), ""), "held_out", None, 3 * each)
+    assert aside.labels.bincount(minlength=3).tolist() == [each] * 3
+    assert not set(train.groups.tolist()) & set(aside.groups.tolist())
+    lost = 200 - len(train.labels) - len(aside.labels)
+    largest = groups.bincount().max().item()
+    assert lost < 3 * largest  # the rest of one group a class
+
+
+def test_pictures_and_sizes():
+    images = torch.zeros(4, 3, 5, 7, dtype=torch.uint8)
+    split = Split(images, torch.arange(4))
+    assert split.size == split.source_size == (5, 7)
+    larger = split._replace(side=20).subset(torch.tensor([2, 1]))
+    assert larger.size == (20, 20) and larger.source_size == (5, 7)
+    assert larger.pictures(torch.tensor([0])).shape == (1, 3, 5, 7)
