@@ -20,7 +20,7 @@ AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider
 TWO = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup replicate test test-faults test-browser lab explore study claims refresh lint format check-venv
+.PHONY: help setup replicate test test-faults test-browser lab explore study claims refresh lint lint-js format check-venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,7 +50,7 @@ test-faults: $(READY) ## the long fault-injection tests (kill -9, full disk, dam
 	$(PY) -m pytest -m faults tests
 
 test-browser: $(READY) ## of these the explorer in JupyterLab and Voila alone, driven in Debian's chromium
-	$(PY) -m pytest -m browser tests/test_explorer_browser.py
+	$(PY) -m pytest -m browser tests/explorer/test_explorer_browser.py
 
 lab: $(READY) ## JupyterLab in notebooks/, on this machine only, with its token
 	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)/notebooks" $(AS_ROOT)
@@ -71,6 +71,11 @@ refresh: $(READY) ## execute all notebooks in place, quick profile, and normalis
 lint: $(READY) ## look for faults of style
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+lint-js: ## the same for the explorer's page, and its pure parts' tests (needs node and npm; users need neither)
+	npm ci --no-audit --no-fund --silent
+	npm run --silent lint
+	npm test --silent
 
 format: $(READY) ## mend faults of style
 	$(PY) -m ruff check --fix .

@@ -25,6 +25,7 @@ _HOME = {
         "mass_inside",
         "score_maps",
     ),
+    "explorer": ("AttentionExplorer",),
     "evidence.claims": ("Comparison", "compare"),
     "training.recipe": ("load_model",),
     "training.loop": ("train",),

@@ -12,17 +12,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import TensorDataset
 
 from saol_lib import build_model
-from saol_lib.data import Dataset, digit_scenes, mean_and_std
+from saol_lib.data import digit_scenes, mean_and_std
 from saol_lib.explorer import lens as core
 from saol_lib.explorer import shipped
-from saol_lib.explorer.lens import Lens, State, read_picture
+from saol_lib.explorer import widget as widgets
+from saol_lib.explorer.lens import Lens
+from saol_lib.explorer.pictures import Pictures, gather, read_picture
+from saol_lib.explorer.state import COLOURS, State
 from saol_lib.explorer.widget import AttentionExplorer
-from saol_lib.localization import score_maps
+from saol_lib.localization import score_maps, stretch
 
-SCENES = digit_scenes(30, test=True)
-DATASET = Dataset(SCENES, SCENES, tuple("0123456789"), "")
+SPLIT = digit_scenes(30, test=True)
+SCENES = Pictures(SPLIT.images, SPLIT.labels, SPLIT.boxes)
+DIGITS = tuple("0123456789")
 BOX = (4, 6, 20, 16)
 
 
@@ -33,12 +38,17 @@ def network(**options):
 
 @pytest.fixture
 def lens():
-    return Lens(network(), DATASET)
+    return Lens(network(), SCENES, DIGITS)
 
 
 @pytest.fixture
 def widget():
-    return AttentionExplorer(network(), DATASET)
+    return AttentionExplorer.of({"model": Lens(network(), SCENES, DIGITS)})
+
+
+def ask(widget, number=1, **change):
+    """What the page does when something is moved."""
+    widget._asked({"ask": {**widget.choices, **change}, "number": number})
 
 
 def png(array):
@@ -73,6 +83,9 @@ def test_a_state_survives_json(lens):
         ({"box": "all"}, "box="),
         ({"overlay": "saliency"}, "overlay='saliency' must be one of none, attention"),
         ({"overlay": {}}, "overlay={} must"),
+        ({"box": [4, 6, 20, 16], "shift": [5, 0]}, "shift=(5, 0) must be -12 to 4 pixels right"),
+        ({"shift": 3}, "shift=3 must be"),
+        ({"model": 3}, "model=3 is not here"),
         ({"k": 10}, "k=10 must be null or a class, 0 to 9"),
         ({"k": 1.0}, "k=1.0 must"),
         ({"opacity": float("nan")}, "opacity=nan must be in 0..1"),
@@ -105,7 +118,7 @@ def test_a_first_patch_surrounds_the_sources_object(lens):
 
 
 def test_the_mixed_picture_and_its_true_shares(lens):
-    image, shares = lens.mixed((0, 1, BOX))
+    image, shares = lens.mixed((0, 1, BOX, (0, 0)))
     expected = SCENES.images[0].clone()
     expected[:, 6:16, 4:20] = SCENES.images[1, :, 6:16, 4:20]
     assert torch.equal(image, expected) and SCENES.labels[0] != SCENES.labels[1]
@@ -114,8 +127,34 @@ def test_the_mixed_picture_and_its_true_shares(lens):
     )
 
 
+def test_the_second_picture_moves_under_the_patch(lens):
+    image, _ = lens.mixed((0, 1, BOX, (3, -2)))
+    expected = SCENES.images[0].clone()
+    expected[:, 6:16, 4:20] = SCENES.images[1, :, 8:18, 1:17]
+    assert torch.equal(image, expected)
+
+    x0, y0, x1, y1 = SCENES.boxes[1].tolist()
+    label = int(SCENES.labels[1])
+    whole = State(box=(x0 - 3, y0, x1 - 2, y1 + 1), shift=(-3, 0), k=label)
+    assert (x0 - 3, y0, x1 - 3, y1) in lens._truths(lens.check(whole))
+
+
+def test_a_picture_of_unknown_class_is_called_unknown_everywhere(widget):
+    widget.upload(png(np.full((40, 40, 3), 90)), "base")
+    lens = widget.lenses["model"]
+    state = widget.state
+    area = (state.box[2] - state.box[0]) * (state.box[3] - state.box[1]) / 1024
+    assert widget.numbers["unknown"] == pytest.approx(1 - area)
+    told = f"true shares of the area: unknown {1 - area:.0%}, {SCENES.labels[1]} {area:.0%}"
+    assert lens.summary(state).endswith(told) and widget.render(state).get_suptitle().endswith(told)
+    ask(widget, box=[0, 0, 0, 0])
+    assert lens.summary(widget.state).endswith("true shares of the area: unknown 100%")
+    ask(widget, base=0)
+    assert widget.numbers["unknown"] == 0 and "unknown" not in lens.summary(widget.state)
+
+
 def test_what_is_told_is_what_the_model_says(lens):
-    state = State(box=BOX, k=2)
+    state = lens.check(State(box=BOX, k=2))
     image = (lens.mixed(state.scene)[0] / 255 - lens.mean) / lens.std
     mean, std = mean_and_std(SCENES.images)
     assert torch.allclose(lens.mean.flatten(), mean.float()) and torch.allclose(lens.std.flatten(), std.float())
@@ -126,7 +165,7 @@ def test_what_is_told_is_what_the_model_says(lens):
     assert float(lens.map(state.scene, "saol", 2).sum()) == pytest.approx(numbers["saol"][2], abs=1e-6)
     assert lens.numbers(replace(state, box=(0, 0, 32, 32)))["held"] == pytest.approx(1)
     assert lens.numbers(replace(state, box=(0, 0, 16, 32)))["held"] == pytest.approx(
-        float(lens.map((0, 1, (0, 0, 16, 32)), "attention", 0)[:, :4].sum())
+        float(lens.map((0, 1, (0, 0, 16, 32), (0, 0)), "attention", 0)[:, :4].sum())
     )
     assert lens.numbers(replace(state, box=(5, 5, 5, 9)))["held"] == 0
 
@@ -152,7 +191,7 @@ def test_the_maps_are_those_of_score_maps(lens, method):
     state = State(box=BOX, overlay=method, k=3)
     image = (lens.mixed(state.scene)[0] / 255 - lens.mean) / lens.std
     expected = score_maps(lens.model, image[None], torch.tensor([3]), method)
-    assert torch.allclose(core.stretch(lens.enlarged(state)[None]), expected, atol=1e-4)
+    assert torch.allclose(stretch(lens.enlarged(state)[None]), expected, atol=1e-4)
 
 
 def test_box_and_overlap_are_the_literal_ones(lens, monkeypatch):
@@ -181,13 +220,13 @@ def test_a_higher_threshold_never_gives_a_larger_box(lens):
     assert areas[0] == 1024 and areas[-1] < 300
 
 
-@pytest.mark.parametrize("colours", core.PALETTES)
+@pytest.mark.parametrize("colours", COLOURS)
 def test_colours_are_matplotlibs(lens, colours):
     state = State(box=BOX, k=0, colours=colours)
     values = lens.map(state.scene, "spatial", 0)
     low, high = lens.limits(state, "spatial")
     expected = plt.colormaps[colours]((values.numpy() - low) / (high - low), bytes=True)[..., :3]
-    found = lens.painted(state, "spatial", values).permute(1, 2, 0).numpy()
+    found = core.PALETTES[colours][lens.steps(state, "spatial", values).long()].numpy()
     assert np.abs(found.astype(int) - expected).max() <= 4  # one step of 256
     assert (low, high) == (float(values.min()), float(values.max()))
 
@@ -195,33 +234,117 @@ def test_colours_are_matplotlibs(lens, colours):
 def test_a_shared_scale_is_one_for_all_classes(lens):
     for overlay in core.OVERLAYS:
         limits = {lens.limits(State(box=BOX, k=k, scale="shared"), overlay) for k in range(10)}
-        most = max(float(lens.map((0, 1, BOX), overlay, k).max()) for k in range(10))
+        most = max(float(lens.map((0, 1, BOX, (0, 0)), overlay, k).max()) for k in range(10))
         assert len(limits) == 1 and limits.pop()[1] >= most - 1e-6
 
 
 def test_view_is_pure_and_draws_pngs(lens):
     state = lens.check(State(box=BOX))
-    once, twice = lens.view(state), Lens(network(), DATASET).view(state)
+    once, twice = lens.view(state), Lens(network(), SCENES, DIGITS).view(state)
     assert once == twice
-    assert Image.open(io.BytesIO(once["overlay"]["png"])).size == (32, 32)
-    assert {Image.open(io.BytesIO(tile["png"])).size for tile in once["tiles"].values()} == {(8, 8)}
-    attention, votes, classes = np.frombuffer(once["cells"]["values"], "<f4").reshape(3, *once["cells"]["shape"])
+    steps = lens.steps(state, state.overlay, lens.enlarged(state))
+    assert once["overlay"] == {"shape": [32, 32], "values": steps.numpy().tobytes()}
+    assert steps.min() == 0 and steps.max() == 255
+    assert {tuple(tile["shape"]) for tile in once["tiles"].values()} == {(8, 8)}
+
+    k = lens.target(state)
+    attention, votes, best, classes = np.frombuffer(once["cells"]["values"], "<f4").reshape(4, *once["cells"]["shape"])
     spatial = lens.look(state.scene)[0].spatial_log_probs[0].exp().numpy()
     assert attention.sum() == pytest.approx(1, abs=1e-5) and np.array_equal(classes, spatial.argmax(0))
-    assert np.array_equal(votes, spatial.max(0))
+    assert np.array_equal(best, spatial.max(0)) and np.array_equal(votes, spatial[k])
+    assert (attention * votes).sum() == pytest.approx(once["numbers"]["saol"][k], abs=1e-5)
 
 
-def test_models_that_lack_a_layer():
-    gap_only, saol_only = network(heads=("gap",)), network(heads=("saol",))
-    with pytest.raises(ValueError, match="needs a model with a SAOL for the 10 classes"):
-        Lens(gap_only, DATASET)
-    with pytest.raises(ValueError, match="for the 3 classes"):
-        Lens(saol_only, DATASET._replace(classes=("a", "b", "c")))
-    lens = Lens(saol_only, DATASET)
+def test_networks_with_one_layer_alone():
+    lens = Lens(network(heads=("saol",)), SCENES, DIGITS)
     assert lens.overlays == ["none", "attention", "spatial", "saol", "mask"]
     assert lens.numbers(lens.check(State()))["gap"] is None
     lens.render(lens.check(State()))
-    assert "mask" not in Lens(network(mask_source="none"), DATASET).overlays
+    assert "mask" not in Lens(network(mask_source="none"), SCENES, DIGITS).overlays
+
+    lens = Lens(network(heads=("gap",)), SCENES, DIGITS)
+    state = lens.check(State())
+    told = lens.numbers(state)
+    assert lens.overlays == ["none", "cam", "grad_cam"] and state.overlay == "cam"
+    assert told["saol"] is None and told["held"] is None and lens.view(state)["cells"] == {}
+    assert told["k"] == int(np.argmax(told["gap"]))
+    lens.render(state)
+
+
+def test_what_does_not_fit_is_told_at_once():
+    with pytest.raises(ValueError, match="the network knows 10 classes, but 3 names are given"):
+        Lens(network(), SCENES, ("a", "b", "c"))
+    with pytest.raises(ValueError, match="label 10 is no class; give 0 to 9"):
+        Lens(network(), SCENES._replace(labels=SCENES.labels + 10 * (SCENES.labels == 0)))
+    assert Lens(network(), SCENES).classes[3] == "class 3"
+
+
+# --- what a user holds ------------------------------------------------------------------------------------------------
+
+
+class Folder:
+    """As torchvision's data sets: pairs of a PIL image and a label, and the names of the classes."""
+
+    classes = tuple(f"digit {k}" for k in range(10))
+
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, i):
+        return Image.fromarray(SCENES.images[i].permute(1, 2, 0).numpy()), int(SCENES.labels[i])
+
+
+def held():
+    floats = SCENES.images.float() / 255
+    last = SCENES.images.permute(0, 2, 3, 1)
+    return {
+        "tensor": SCENES.images,
+        "floats": floats,
+        "array": last.numpy(),
+        "array, channels first": SCENES.images.numpy(),
+        "float array": last.numpy() / 255,
+        "pil": [Image.fromarray(image) for image in last.numpy()],
+        "list of tensors": list(SCENES.images),
+        "data set": Folder(),
+        "pairs of tensors": TensorDataset(floats, SCENES.labels),
+    }
+
+
+@pytest.mark.parametrize("kind", held())
+def test_pictures_of_every_kind_become_the_same(kind):
+    pictures, classes = gather(held()[kind], labels=None if "data" in kind or "pairs" in kind else SCENES.labels)
+    assert torch.equal(pictures.images, SCENES.images) and torch.equal(pictures.labels, SCENES.labels)
+    assert classes == (Folder.classes if kind == "data set" else None)
+
+
+def test_an_explorer_of_ones_own():
+    explorer = AttentionExplorer(network(), held()["pil"][:3], classes=DIGITS)
+    assert explorer.numbers["unknown"] == 1 and explorer.setup["model"]["classes"] == list(DIGITS)
+    assert AttentionExplorer(network(heads=("gap",)), SCENES.images[:1]).choices["source"] == 0
+    explorer = AttentionExplorer(network(), Folder())
+    assert explorer.setup["model"]["classes"][4] == "digit 4" and explorer.numbers["unknown"] == 0
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "sentence"),
+    [
+        (3, None, "images is of type int; give a tensor, an array, a list of PIL images or a data set"),
+        ([], None, "images is empty"),
+        (["a.png"], None, "a picture is of type str"),
+        (torch.zeros(2, 5, 5), None, r"images has shape \(2, 5, 5\)"),
+        (
+            torch.zeros(2, 3, 8, 8, dtype=torch.int64),
+            None,
+            "images is torch.int64; give uint8 in 0..255",
+        ),
+        (torch.randn(2, 3, 8, 8), None, "give floats in 0..1 as they are before normalisation"),
+        (torch.full((2, 3, 8, 8), torch.nan), None, "give floats in 0..1"),
+        (torch.zeros(2, 3, 8, 8), [1], r"labels has shape \(1,\); give one class number a picture"),
+    ],
+)
+def test_odd_pictures_are_refused(images, labels, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        gather(images, labels)
 
 
 def test_figures_are_drawn_from_the_state_alone(widget):
@@ -232,7 +355,10 @@ def test_figures_are_drawn_from_the_state_alone(widget):
     maps = [tile.images[0] for tile in figure.axes if tile.images and tile.get_title() in ("A", "Yₖ", "A·Yₖ")]
     lens = widget.lenses["model"]
     for shown, name in zip(maps, ("attention", "spatial", "saol"), strict=True):
-        assert np.array_equal(shown.get_array(), lens.map((0, 1, BOX), name, 3)) and shown.get_cmap().name == "cividis"
+        assert (
+            np.array_equal(shown.get_array(), lens.map((0, 1, BOX, (0, 0)), name, 3))
+            and shown.get_cmap().name == "cividis"
+        )
         assert shown.get_clim() == pytest.approx(lens.limits(State(box=BOX, k=3, scale="shared"), name))
     assert "k = 3" in figure.get_suptitle() and "SAOL: " in figure.get_suptitle()
 
@@ -278,7 +404,9 @@ def test_bad_uploads_get_one_sentence_and_the_explorer_goes_on(widget, data, sen
     widget._asked({"slot": "base", "name": "a.png"}, [memoryview(data)])
     assert sentence in widget.message and "\n" not in widget.message and widget.state == before
     widget._asked({"slot": "base", "name": "b.png"}, [memoryview(stored(Image.new("RGB", (40, 40), "red")))])
-    assert widget.message == "" and isinstance(widget.state.base, str)
+    assert isinstance(widget.state.base, str)
+    told = "b.png was cut and shrunk to 32 x 32 pixels. The network knows only: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9."
+    assert widget.message == told
 
 
 def pixel(data, x, y, size=(32, 32)):
@@ -320,7 +448,7 @@ def test_an_animation_gives_its_first_frame_and_says_so(widget, kind):
         frames[0], kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {})
     )
     widget.upload(data, "source", "a.gif")
-    assert widget.message == "a.gif is animated; its first of 3 frames is used"
+    assert widget.message.startswith("a.gif is animated; its first of 3 frames is used. a.gif was cut and shrunk")
     image, label, box = widget.lenses["model"].picture(widget.state.source)
     assert image[:, 5, 5].tolist() == [255, 0, 0] and label == -1 and box is None
 
@@ -328,7 +456,7 @@ def test_an_animation_gives_its_first_frame_and_says_so(widget, kind):
 def test_an_upload_is_part_of_the_state(widget):
     widget.upload(png(np.random.default_rng(0).integers(0, 256, (32, 32, 3))), "base")
     state = State.of(json.loads(json.dumps(asdict(widget.state))))
-    other = AttentionExplorer(network(), DATASET)
+    other = AttentionExplorer.of(widget.lenses)
     other.state = state
     assert other.numbers == widget.numbers and other.pictures == widget.pictures
     area = (state.box[2] - state.box[0]) * (state.box[3] - state.box[1]) / 1024
@@ -338,46 +466,96 @@ def test_an_upload_is_part_of_the_state(widget):
 # --- the widget ------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_chooses_and_is_answered(widget):
-    widget.choices = {**widget.choices, "box": list(BOX), "overlay": "cam", "k": 4}
-    assert widget.state.box == BOX and widget.numbers["k"] == 4 and widget.message == ""
+PARTS = ["pictures", "tiles", "overlay", "cells", "numbers"]
+
+
+def test_the_page_asks_and_is_answered_with_what_differs(widget):
+    ask(widget, 1, box=list(BOX), overlay="cam", k=4)
+    assert widget.state.box == BOX and widget.numbers["k"] == 4 and widget.message == "" and widget.answered == 1
     assert widget.numbers == widget.lenses["model"].numbers(widget.state)
+
     sent = []
-    widget.observe(lambda change: sent.append(change["name"]), ["pictures", "tiles", "overlay", "cells", "numbers"])
-    widget.choices = {**widget.choices, "opacity": 0.2}
-    assert widget.state.opacity == 0.2 and not sent
-    widget.choices = {**widget.choices, "threshold": 0.93}
+    widget.observe(lambda change: sent.append(change["name"]), PARTS)
+    ask(widget, 2, opacity=0.2)
+    assert widget.state.opacity == 0.2 and not sent and widget.answered == 2
+    ask(widget, 3, threshold=0.93)
     assert sent == ["numbers"]
-    widget.choices = {**widget.choices, "source": 9}
-    assert set(sent) == {"pictures", "tiles", "overlay", "cells", "numbers"}
-    widget.choices = {**widget.choices, "opacity": 7}
-    assert "opacity=7 must be in 0..1" in widget.message and widget.choices["opacity"] == 0.2
-    widget.choices = {"model": "model"}
-    assert widget.state == widget.lenses["model"].check(State(model="model")) and widget.choices["box"]
+    ask(widget, 4, box=[5, 6, 21, 16])
+    assert set(sent) == {"tiles", "overlay", "cells", "numbers"}  # the pictures are the page's already
+    ask(widget, 5, source=9)
+    assert set(sent) == set(PARTS)
+
+    ask(widget, 6, opacity=7)
+    assert "opacity=7 must be in 0..1" in widget.message and widget.choices["opacity"] == 0.2 and widget.answered == 6
+    widget._asked({"ask": {"model": "model"}, "number": 7})
+    assert widget.state == widget.lenses["model"].check(widget.first("model")) and widget.message == ""
 
 
-def test_the_page_gets_files_and_odd_requests_do_nothing(widget, monkeypatch):
+@pytest.mark.parametrize("overlay", ["none", *core.OVERLAYS])
+def test_every_overlay_answers_a_drag(widget, overlay):
+    ask(widget, 1, overlay=overlay, box=list(BOX))
+    before = widget.numbers
+    ask(widget, 2, box=[0, 0, 30, 30])
+    assert widget.message == "" and widget.answered == 2 and widget.numbers["saol"] != before["saol"]
+    assert bool(widget.overlay) == (overlay != "none")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"slot": "base", "name": "a.png"}, "a.png came without its bytes; upload it again"),
+        ({"slot": "source"}, "the page came without its bytes"),
+        ({"text": 5, "name": "x.json"}, "x.json is a int; give a state as text"),
+        ({"text": [1], "name": "x.json"}, "x.json is a list; give a state as text"),
+        ({"text": None}, "the page is a NoneType; give a state as text"),
+        ({"text": "{'not': json", "name": "x.json"}, "x.json is not JSON; give a state that was saved here"),
+        ({"text": "[" * 100_000}, "is not JSON"),
+        ({"text": ""}, "is not JSON"),
+        ({"text": "[1]"}, "[1] is no state"),
+        ([1, 2], "the page sent a list where an object was expected"),
+        ("text", "the page sent a str where an object was expected"),
+        (None, "the page sent a NoneType"),
+        ({}, "which is not known here"),
+        ({"slot": "attic"}, "which is not known here"),
+        ({"slot": ["base"]}, "which is not known here"),
+        ({"figure": "exe"}, "which is not known here"),
+        ({"ask": 3, "number": 4}, "3 is no state"),
+        ({"ask": ["box"], "number": 4}, "is no state"),
+        ({"ask": {}, "number": "4"}, "the page sent number='4'; a whole number was expected"),
+    ],
+)
+def test_odd_messages_get_one_sentence_and_the_explorer_goes_on(widget, content, sentence):
+    before = widget.state
+    widget._asked(content, [])
+    assert sentence in widget.message and "\n" not in widget.message and widget.state == before
+    ask(widget, 9, box=[1, 1, 9, 9])
+    assert widget.message == "" and widget.state.box == (1, 1, 9, 9)
+
+
+def test_the_page_gets_files(widget, monkeypatch):
     sent = []
     monkeypatch.setattr(widget, "send", lambda content, buffers: sent.append((content["name"], buffers[0][:4])))
-    for kind in ("svg", "png", "exe", None):
+    for kind in ("svg", "png"):
         widget._asked({"figure": kind})
     assert sent == [("saol.svg", b"<?xm"), ("saol.png", b"\x89PNG")]
-    before = widget.state
-    for content in ({}, {"slot": "attic"}, {"slot": None, "name": 3}):
-        widget._asked(content)
-    for text in ("{'not': json", "[" * 100_000, ""):
-        widget._asked({"name": "x.json", "text": text})
-        assert widget.message == "x.json is not JSON; give a state that was saved here" and widget.state == before
 
 
 def test_several_models_in_one_explorer():
-    small = DATASET._replace(test=SCENES.subset(torch.arange(5)))
-    widget = AttentionExplorer(network(), DATASET, name="first", second=Lens(network(), small))
+    small = Pictures(SCENES.images[:5], SCENES.labels[:5])
+    scene = shipped.Scene("whole", "nothing pasted", State(base=3, box=(0, 0, 0, 0)))
+    lenses = {"first": Lens(network(), SCENES, DIGITS), "second": Lens(network(), small, DIGITS)}
+    widget = AttentionExplorer.of(lenses, {"second": [scene]})
     assert widget.state.model == "first" and widget.setup["second"]["count"] == 5
-    widget.state = State(model="second", base=4)
-    assert widget.choices["model"] == "second"
+    widget._asked({"ask": {"model": "second"}, "number": 1})
+    assert widget.choices["model"] == "second" and widget.choices["base"] == 3
     widget._asked({"text": json.dumps({"model": "second", "base": 5})})
     assert "picture 5 is not there; choose 0 to 4" in widget.message
+
+
+def test_the_page_is_one_module_without_imports():
+    page = widgets.page()
+    assert "\nimport " not in page and page.count("export ") == 1 and "export default { render: mount }" in page
+    assert {path.stem for path in widgets.PAGE.glob("*.js")} == set(widgets.MODULES)
 
 
 def test_the_shipped_models_open_and_know_their_pictures():
@@ -387,12 +565,37 @@ def test_the_shipped_models_open_and_know_their_pictures():
         weights = shipped.FOLDER / f"{name}.safetensors"
         assert weights.stat().st_size < 2e6 and lens.overlays == ["none", *core.OVERLAYS]
     lens = widget.lenses["digits"]
-    right = [lens.target(State(base=i, box=(0, 0, 0, 0))) == lens.split.labels[i] for i in range(60)]
+    right = [lens.target(State(base=i, box=(0, 0, 0, 0))) == lens.pictures.labels[i] for i in range(60)]
     assert shipped.shipped_run("digits").metrics["top1_saol_last"] > 90 and sum(right) >= 50
+    assert widget.state.overlay == "attention"
+
+
+@pytest.mark.parametrize("name", shipped.SCENES)
+def test_scenes_show_what_their_captions_say(name):
+    pytest.importorskip("skimage")
+    lens = shipped.shipped_lenses()[name]
+    scenes = {scene.title: lens.check(scene.state) for scene in shipped.SCENES[name]}
+    opening, whole, *_ = scenes.values()
+    fails = scenes["Where SAOL fails"]
+
+    def said(state):
+        told = lens.numbers(state)
+        return int(np.argmax(told["saol"])), int(np.argmax(told["gap"])), int(lens.pictures.labels[state.base])
+
+    assert opening.base == whole.base and len(set(said(whole))) == 1  # it opens on a picture that both get right
+    assert said(fails)[0] != said(fails)[2]
+    if name == "digits":
+        told = lens.numbers(opening)
+        first, second = (int(lens.pictures.labels[i]) for i in (opening.base, opening.source))
+        assert min(told["saol"][first], told["saol"][second]) > 0.3 and 0.2 < told["held"] < 0.8
+        assert said(fails)[1] == said(fails)[2]
+        hidden = scenes["The patch hides the object"]
+        x0, y0, x1, y1 = lens.pictures.boxes[hidden.base].tolist()
+        assert hidden.box[0] <= x0 and hidden.box[1] <= y0 and hidden.box[2] > x1 and hidden.box[3] > y1
 
 
 def test_photographs_come_with_scikit_image():
     pytest.importorskip("skimage")
     images, labels, boxes = shipped.photographs((32, 32))
-    assert images.shape == (5, 3, 32, 32) and labels.tolist() == [3, -1, -1, -1, -1] and boxes is None
+    assert images.shape == (9, 3, 32, 32) and labels.tolist() == [7, 3, 3, 3, -1, -1, -1, -1, -1] and boxes is None
     assert images.float().std(dim=(1, 2, 3)).min() > 10
