@@ -131,16 +131,17 @@ class Lens:
         return images[which], int(labels[which]), box
 
     def _mixed(self, scene: tuple) -> tuple[Tensor, Tensor]:
-        """The CutMix-ed picture (3, H, W) uint8 and its true shares y' (K,); a picture of unknown class adds none."""
+        """The CutMix-ed picture (3, H, W) uint8 and its true shares y' (K + 1,), the last one of no known class."""
         base, source, box, (right, down) = scene
         below, below_label, _ = self.picture(base)
         above, above_label, _ = self.picture(source)
         moved = torch.roll(above, (down, right), dims=(1, 2))  # what comes round at the edge is never in the patch
 
-        labels = torch.tensor([[below_label], [above_label]])
-        known = (torch.arange(len(self.classes)) == labels).float()
+        unknown = len(self.classes)
+        labels = [unknown if label == -1 else label for label in (below_label, above_label)]
         boxes = torch.tensor([box, (0, 0, 0, 0)])
-        mixed = paste(torch.stack([below, moved]), known, len(self.classes), boxes, torch.tensor([1, 1]))
+        pair = torch.stack([below, moved])
+        mixed = paste(pair, torch.tensor(labels), unknown + 1, boxes, torch.tensor([1, 1]))
         return mixed.images[0], mixed.targets[0]
 
     def _look(self, scene: tuple) -> tuple[Outputs, Tensor]:
@@ -242,11 +243,6 @@ class Lens:
 
     # --- what is told ------------------------------------------------------------------------------------------------
 
-    def unknown(self, state: State) -> float:
-        """The share of the picture's area that shows a picture of unknown class."""
-        _, shares = self.mixed(state.scene)
-        return min(max(1 - float(shares.sum()), 0.0), 1.0)
-
     def held(self, state: State) -> float | None:
         """The share of the attention inside the patch; None without attention."""
         outputs, _ = self.look(state.scene)
@@ -271,8 +267,8 @@ class Lens:
             "k": self.target(state),
             "saol": saol,
             "gap": gap,
-            "true": shares.tolist(),
-            "unknown": self.unknown(state),
+            "true": shares[:-1].tolist(),
+            "unknown": float(shares[-1]),
             "held": self.held(state),
         }
         return told | self.found(state)
