@@ -168,8 +168,9 @@ def _grad_cam(model: nn.Module, outputs: Outputs, feature: Tensor, classes: Tens
         raise ValueError("CAM needs a GAP-FC layer, and Grad-CAM logits of the network's own; this network has none")
     if not outputs.gap_logits.requires_grad:
         raise ValueError("Grad-CAM of this network needs gradients; call score_maps, or look with gradients enabled")
-    score = _of_class(outputs.gap_logits, classes).sum()
-    (gradient,) = torch.autograd.grad(score, feature, retain_graph=True)
+    with torch.inference_mode(False), torch.enable_grad():
+        score = _of_class(outputs.gap_logits, classes).sum()
+        (gradient,) = torch.autograd.grad(score, feature, retain_graph=True)
     weight = gradient.mean(dim=(2, 3))
     return torch.einsum("bchw,bc->bhw", feature.detach(), weight).relu()
 
