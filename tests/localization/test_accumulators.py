@@ -1,5 +1,7 @@
 """Meters that take batches against their one-call forms; several true boxes; boxes in the original picture's pixels."""
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -86,7 +88,7 @@ def test_localisation_is_the_same_however_the_images_come(model, method, boxes):
     for lengths in SPLITS[1:]:
         localizer = Localizer(model, method, 0.3, GRID)
         starts = np.cumsum([0, *lengths])
-        for start, end in zip(starts, starts[1:], strict=False):
+        for start, end in pairwise(starts):
             localizer.update(IMAGES[start:end], LABELS[start:end], boxes[start:end])
         assert localizer.count == COUNT
         same(localizer.result(), whole)

@@ -192,3 +192,25 @@ def test_pairs_are_measured_where_the_network_is(method):
         scores, attention, *maps = measures._look(images, classes, classes)
         assert [part.device.type for part in (scores, *maps)] == ["cuda"] * 3
         assert (attention is None) == (method != "saol")
+
+
+PAIR_BOXES = torch.tensor([[0, 0, 8, 8]] * 6)
+
+
+def test_scores_of_pairs_that_are_not_numbers_are_refused():
+    measures = PairMeasures(broken("gap", "abn"), "cam")
+    with pytest.raises(ValueError, match="class scores of pair 0 by method='cam' hold NaN"):
+        measures.update(pictures(), LABELS, LABELS.roll(1), PAIR_BOXES)
+
+
+@pytest.mark.parametrize("box", [[0, 0, 25, 8], [-1, 0, 8, 8], [4, 4, 4, 8]])
+def test_a_patch_outside_the_picture_is_refused(box):
+    boxes = PAIR_BOXES.clone()
+    boxes[3] = torch.tensor(box)
+    with pytest.raises(ValueError, match="inside an image 24 wide, 16 high"):
+        PairMeasures(network(), "saol").update(pictures(), LABELS, LABELS.roll(1), boxes)
+
+
+def test_a_method_that_pairs_do_not_know_is_refused():
+    with pytest.raises(ValueError, match="method='attention' is not known; choose one of 'saol', 'cam', 'grad_cam'"):
+        PairMeasures(network(), "attention")
