@@ -26,7 +26,7 @@ _HOME = {
         "score_maps",
     ),
     "explorer": ("AttentionExplorer",),
-    "evidence.claims": ("Comparison", "compare"),
+    "evidence.statistics": ("Comparison", "compare"),
     "training.recipe": ("load_model",),
     "training.loop": ("train",),
     "training.study": ("run_study",),

@@ -1,1 +1,18 @@
-"""From runs to verdicts, tables and figures."""
+"""From runs to verdicts, tables and figures: statistics, claims, tables, readme, figures, cost."""
+
+from importlib import import_module
+
+_HOME = {
+    "statistics": ("Comparison", "compare"),
+    "claims": ("load_claims", "verdicts"),
+    "tables": ("ARMS_IN_WORDS", "paired", "summary"),
+}
+__all__ = sorted(name for names in _HOME.values() for name in names)
+
+
+def __getattr__(name: str):
+    """Import a public name when it is first used: pandas and scipy are slow to load."""
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"saol_lib.evidence.{module}"), name)
+    raise AttributeError(f"saol_lib.evidence has no {name!r}; it has {', '.join(__all__)}")

@@ -1,186 +1,456 @@
-"""From runs to verdicts: paired comparisons, the claims of results/claims.yaml, README's generated tables.
-
-`python -m saol_lib.evidence` writes the tables anew from results/; `--check` only says whether they are up to date.
-"""
+"""The claims of results/claims.yaml: what decides them, the runs they read, and their verdicts."""
 
 import json
-import math
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import yaml
-from scipy import stats
 
-from saol_lib.training.runs import RESULTS, ROOT, Run, load_runs, setting, write_whole
+from saol_lib.evidence.statistics import (
+    LEVEL,
+    Comparison,
+    compare,
+    holm,
+    p_above,
+    partial_conjunction,
+    seeds_to_decide,
+    turned,
+)
+from saol_lib.training.runs import RESULTS, Run, load_runs
 
-_BLOCK = re.compile(r"(<!-- (claims|runs \w+):begin -->).*?(<!-- \2:end -->)", re.DOTALL)
+SCALES = ("cpu", "paper")
+OPEN = "to be chosen"  # a value of claims.yaml that is not there yet: what needs it has not run
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, several times faster
+MEASURED = ("method", "measure")  # what the config of a measured network has besides those of a run
 
 
-class Comparison(NamedTuple):
-    """Per-seed differences a - b in percentage points: mean, 95 % BCa interval, two-sided sign-flip p, pairs.
+class Side(NamedTuple):
+    """One side of a test: an arm, the metric that is read, and the config of its runs as patterns."""
 
-    The interval is NaN for fewer than three pairs, and the mean alone where all differences are equal.
+    arm: str
+    metric: str
+    where: dict
+
+
+class Test(NamedTuple):
+    """One paired comparison a - b over the seeds 0 to seeds - 1 of the folder `results`."""
+
+    label: str
+    a: Side
+    b: Side
+    results: str
+    seeds: int
+    direction: str = "higher"  # what is claimed: a is "higher" or "lower" than b
+    reading: str | None = None  # of L_SS1; None: the same in every reading
+
+
+class Count(NamedTuple):
+    """A number that is counted or timed, not trained: `quantity` of a JSON file, over another one, and its band."""
+
+    label: str
+    file: str
+    quantity: str
+    band: tuple[float, float]
+    over: str | None = None
+
+    def holds(self, number: float) -> bool:
+        low, high = self.band
+        return low <= number <= high
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The tests of a claim at one scale: `needs` of them have to hold, in `readings` of its readings."""
+
+    tests: tuple[Test, ...] = ()
+    needs: int = 0
+    readings: int = 1
+
+    @cached_property
+    def groups(self) -> list[list[int]]:
+        """The positions of each reading's tests: its own, and those that are the same in every reading."""
+        names = dict.fromkeys(test.reading for test in self.tests if test.reading)
+        if not names:
+            return [list(range(len(self.tests)))]
+        return [[i for i, test in enumerate(self.tests) if test.reading in (None, name)] for name in names]
+
+
+class Claim(NamedTuple):
+    """A claim of the paper in our words, and what decides it; `paper` and `cpu` are its scales."""
+
+    id: str
+    statement: str
+    section: str
+    notebook: str
+    cpu: Plan = Plan()
+    paper: Plan = Plan()
+    smallest_effect: float = 0.0  # percentage points
+    margin: float | None = None  # not None: non-inferiority, a may be this much behind b
+    control: str | None = None
+    counted: tuple[Count, ...] = ()
+    known: str = ""  # what we know of the paper's own result
+
+
+class Found(NamedTuple):
+    """A test and what its finished pairs say; None where there is none."""
+
+    test: Test
+    comparison: Comparison | None
+
+    @property
+    def pairs(self) -> int:
+        return self.comparison.n if self.comparison else 0
+
+    @property
+    def complete(self) -> bool:
+        return self.pairs == self.test.seeds
+
+    @property
+    def claimed(self) -> Comparison:
+        """The comparison turned so that what is claimed is above 0."""
+        return self.comparison if self.test.direction == "higher" else turned(self.comparison)
+
+
+class Verdict(NamedTuple):
+    word: str
+    detail: str = ""
+    direction: str = "none"  # what was seen so far "agrees" or "disagrees"; "none": nothing seen, or mixed
+    p_value: float = 1.0  # Holm's, of what was decided
+
+    def __str__(self) -> str:
+        return f"{self.word}{self.detail}"
+
+
+# --- reading the file -------------------------------------------------------------------------------------------------
+
+
+class Ledger(NamedTuple):
+    claims: tuple[Claim, ...]
+    controls: dict[str, Claim]
+
+
+def load_claims(path: Path = RESULTS / "claims.yaml") -> Ledger:
+    """The claims and their controls; ValueError with one sentence for an entry that is not understood."""
+    entries = yaml.load(path.read_text(), Loader=LOADER)
+    settings = entries["settings"] | dict.fromkeys(MEASURED)
+    claims = tuple(_claim(entry, settings) for entry in entries["claims"])
+    controls = {entry["id"]: _claim(entry, settings) for entry in entries["controls"]}
+
+    for claim in claims:
+        if claim.control and claim.control not in controls:
+            raise ValueError(f"claim {claim.id} names the control {claim.control!r}; known are {', '.join(controls)}")
+    names = [claim.id for claim in claims]
+    if len(set(names)) < len(names):
+        raise ValueError("claims.yaml has two claims of one id; give each its own")
+    return Ledger(claims, controls)
+
+
+def _claim(entry: dict, settings: dict) -> Claim:
+    name = entry.get("id", "without id")
+    unknown = set(entry) - set(Claim._fields)
+    if unknown:
+        raise ValueError(f"claim {name} has unknown {', '.join(sorted(unknown))}; known are {', '.join(Claim._fields)}")
+    plans = {scale: _plan(name, entry[scale], settings) for scale in SCALES if scale in entry}
+    counted = tuple(Count(**count) for count in entry.get("counted", ()))
+    return Claim(**(entry | plans | {"counted": counted}))
+
+
+def _plan(name: str, entry: dict, settings: dict) -> Plan:
+    tests = tuple(_test(name, test, settings) for test in entry["tests"])
+    groups = Plan(tests).groups
+    fewest = min(len(group) for group in groups)
+    plan = Plan(tests, entry.get("needs", fewest), entry.get("readings", 1))
+    if not 1 <= plan.needs <= fewest or not 1 <= plan.readings <= len(groups):
+        raise ValueError(
+            f"claim {name} needs {plan.needs} tests in {plan.readings} readings; it has {fewest} tests in {len(groups)}"
+        )
+    return plan
+
+
+def _test(name: str, entry: dict, settings: dict) -> Test:
+    place, direction = entry["at"], entry.get("direction", "higher")
+    if direction not in ("higher", "lower"):
+        raise ValueError(f"claim {name} has direction {direction!r}; expected higher or lower")
+    for side in (entry["a"], entry["b"]):
+        if side["arm"] not in place.get("rates", {side["arm"]: None}):
+            raise ValueError(f"claim {name} has no rate for the arm {side['arm']}; add it to the rates of its place")
+    sides = [_side(entry[key], settings, place) for key in ("a", "b")]
+    return Test(entry["label"], *sides, place["results"], entry["seeds"], direction, entry.get("reading"))
+
+
+def _side(entry: dict, settings: dict, place: dict) -> Side:
+    """A side's config: the defaults, then those of where the test is made, its arm's rate, and its own."""
+    arm = entry["arm"]
+    rate = {"lr": place["rates"][arm]} if "rates" in place else {}
+    where = settings | place["where"] | rate | entry.get("where", {}) | {"arm": arm}
+    return Side(arm, entry["metric"], where)
+
+
+# --- the runs of a test -----------------------------------------------------------------------------------------------
+
+
+def find(claims: Sequence[Claim], scale: str, results: Path = RESULTS) -> dict[str, list[Found]]:
+    """What the finished runs of `results` say about every test of the claims at one scale.
+
+    ValueError: two runs fit one side and seed, or runs cannot be compared; the sentence names claim and test.
     """
-
-    mean: float
-    low: float
-    high: float
-    p_value: float
-    n: int
-
-
-def compare(runs_a, runs_b, metric, metric_b=None, *, varies: Collection[str] = (), mixed_sources=False) -> Comparison:
-    """Compare `metric` of runs a with `metric_b` (None: the same) of runs b, paired by seed; p is exact to 16 pairs.
-
-    varies: config fields, besides arm and seed, in which a and b may differ. mixed_sources: allow runs from different
-    sources of saol_lib or different data. ValueError: failed, unpaired or otherwise different runs, unknown metric.
-    """
-    _check_alike((runs_a, runs_b), {"arm", *varies}, () if mixed_sources else ("sources", "data"))
-    a, b = _by_seed(runs_a, metric), _by_seed(runs_b, metric_b or metric)
-    if a.keys() != b.keys():
-        raise ValueError(f"seeds {sorted(a.keys() ^ b.keys())} are on one side only; train the missing runs first")
-    deltas = np.array([a[seed] - b[seed] for seed in sorted(a)])
-    mean, low, high, p_value = float(deltas.mean()), math.nan, math.nan, 1.0
-    if len(deltas) > 1:
-        flips = {"permutation_type": "samples", "n_resamples": 2**16, "rng": 0}
-        p_value = float(stats.permutation_test((deltas,), np.mean, **flips).pvalue)
-    if len(deltas) > 2:
-        equal = np.ptp(deltas) < 1e-9
-        low, high = (mean, mean) if equal else stats.bootstrap((deltas,), np.mean, rng=0).confidence_interval  # BCa
-    return Comparison(mean, float(low), float(high), p_value, len(deltas))
-
-
-def _check_alike(sides: Sequence[Sequence[Run]], varies: Collection[str], origin: Collection[str]) -> None:
-    if failed := [run.id for side in sides for run in side if run.status != "finished"]:
-        raise ValueError(f"run {failed[0]} did not finish; train it again before comparing")
-    facts = [[run.config | {name: run.provenance.get(name) for name in origin} for run in side] for side in sides]
-    for field in sorted({name for side in facts for run in side for name in run} - {"seed", "start"}):
-        for group in facts if field in varies else [[*facts[0], *facts[1]]]:
-            if len(values := {json.dumps(run.get(field)) for run in group}) > 1:
-                raise ValueError(f"the runs differ in {field} ({', '.join(sorted(values))}); compare runs alike in it")
-
-
-def _by_seed(runs: Sequence[Run], metric: str) -> dict[int, float]:
-    if lacking := [run for run in runs if metric not in run.metrics]:
-        raise ValueError(f"run {lacking[0].id} has no {metric!r}; it has {', '.join(sorted(lacking[0].metrics))}")
-    found = {run.config["seed"]: run.metrics[metric] for run in runs}
-    if not runs or len(found) < len(runs):
-        raise ValueError(f"{len(runs)} runs have {len(found)} seeds; give one run for each seed, and at least one")
+    runs: dict[str, list[Run]] = {}
+    found = {}
+    for claim in claims:
+        found[claim.id] = []
+        for test in getattr(claim, scale).tests:
+            if test.results not in runs:
+                folder = results / test.results
+                runs[test.results] = [*load_runs(folder), *load_runs(folder, "measures")]
+            try:
+                found[claim.id].append(Found(test, measure(test, runs[test.results])))
+            except ValueError as error:
+                raise ValueError(f"claim {claim.id}, {test.label}: {error}") from None
     return found
 
 
-def verdicts(measured: dict[str, tuple[dict, list[Comparison | None]]]) -> dict[str, str]:
-    """The rule at the top of results/claims.yaml: {id: (claim, its tests, None where nothing ran)} to {id: verdict}."""
-    done = {k: [t for t in tests if t and t.n >= claim["min_seeds"]] for k, (claim, tests) in measured.items()}
-    p_values = {}  # that `needs` of the tests hold: the partial conjunction of Benjamini and Heller (2008)
-    for name, (claim, tests) in measured.items():
-        if tests and len(done[name]) == len(tests):
-            ordered = sorted(t.p_value if t.mean > 0 else 1.0 for t in tests)
-            p_values[name] = (len(tests) - claim["needs"] + 1) * ordered[claim["needs"] - 1]
-    found, adjusted = {}, 0.0
-    for rank, name in enumerate(sorted(p_values, key=p_values.get)):  # Holm
-        adjusted = min(1.0, max(adjusted, (len(p_values) - rank) * p_values[name]))
-        found[name] = f"{_decide(measured[name][0], done[name], adjusted)}, Holm p = {adjusted:.3f}"
-    for name in measured.keys() - found.keys():
-        some = "incomplete" if done[name] else "demonstration only"
-        found[name] = some if any(measured[name][1]) else "not run yet"
-    return found
+def measure(test: Test, runs: Sequence[Run]) -> Comparison | None:
+    """The test's comparison over those of its seeds that finished on both sides; None if there is none."""
+    a, b = _select(test.a, test.seeds, runs), _select(test.b, test.seeds, runs)
+    seeds = sorted(a.keys() & b.keys())
+    if not seeds:
+        return None
+    where_a, where_b = test.a.where, test.b.where
+    varies = {name for name in where_a | where_b if where_a.get(name) != where_b.get(name)}
+    pairs = [a[seed] for seed in seeds], [b[seed] for seed in seeds]
+    return compare(*pairs, test.a.metric, test.b.metric, varies=varies - {"start"})
 
 
-def _decide(claim: dict, tests: Sequence[Comparison], p_value: float) -> str:
-    smallest, needs = claim["smallest_effect"], claim["needs"]
-    if p_value <= 0.05 and sum(t.low > 0 and t.mean >= smallest for t in tests) >= needs:
-        return "supported"
-    return "not supported" if sum(t.high < smallest for t in tests) > len(tests) - needs else "inconclusive"
+def _select(side: Side, seeds: int, runs: Sequence[Run]) -> dict[int, Run]:
+    """The one run of each planned seed that fits a side; runs of further seeds are not read."""
+    if OPEN in side.where.values():
+        return {}
+    chosen = {}
+    for run in runs:
+        seed = run.config["seed"]
+        if seed >= seeds or not _fits(run.config, side.where):
+            continue
+        if seed in chosen:
+            raise ValueError(f"runs {chosen[seed].id} and {run.id} both fit; claims.yaml has to name one")
+        chosen[seed] = run
+    return chosen
 
 
-def _measure(test: dict, settings: dict, runs: Sequence[Run]) -> Comparison | None:
-    """One test of a claim over the seeds that finished on both sides; None if there is none."""
-    sides, varies = [], {name for side in (test["a"], test["b"]) for name in side.get("where", {})}
-    for side in (test["a"], test["b"]):
-        where = settings | {"method": None} | (test.get("where") or {}) | side.get("where", {}) | {"arm": side["arm"]}
-        sides.append([r for r in runs if all(fnmatchcase(str(r.config.get(k)), str(v)) for k, v in where.items())])
-    seeds = set.intersection(*({run.config["seed"] for run in side} for side in sides))
-    sides = [[run for run in side if run.config["seed"] in seeds] for side in sides]
-    return compare(*sides, test["a"]["metric"], test["b"]["metric"], varies=varies) if seeds else None
+def _fits(config: Mapping, where: Mapping) -> bool:
+    return all(fnmatchcase(str(config.get(name)), str(pattern)) for name, pattern in where.items())
 
 
-def claims_table(results: Path = RESULTS) -> str:
-    """Every claim, what was measured and its verdict, as Markdown. Demonstrations show no interval and no p."""
-    ledger, measured = yaml.safe_load((results / "claims.yaml").read_text()), {}
-    for claim in ledger["claims"]:
-        folders = ("runs", "measures") if claim["evidence"] else ()
-        runs = [run for folder in folders for run in load_runs(results / claim["evidence"], folder)]
-        measured[claim["id"]] = claim, [_measure(test, ledger["settings"], runs) for test in claim["tests"]]
-    decided = verdicts(measured)
-    lines = ["| | the claim, in our words (section) | measured, percentage points | verdict |", "|---|---|---|---|"]
-    for name, (claim, tests) in measured.items():
-        cells = []
-        for test, t in ((test, t) for test, t in zip(claim["tests"], tests, strict=True) if t):
-            detail = f" [{t.low:+.2f}, {t.high:+.2f}], p = {t.p_value:.3f}" if t.n >= claim["min_seeds"] else ""
-            cells.append(f"{test['label']}: {t.mean:+.2f}{detail}, n = {t.n} ({claim['evidence']})")
-        cell = "<br>".join(cells) or "–"
-        lines.append(f"| {name} | {claim['statement']} ({claim['section']}) | {cell} | {decided[name]} |")
-    return "\n".join(lines)
+# --- the verdicts -----------------------------------------------------------------------------------------------------
 
 
-def runs_table(profile: str, results: Path = RESULTS) -> str:
-    """Top-1 of a profile's runs as Markdown, one table for each setting, sources and data; never across them."""
-    groups: dict[str, dict] = {}
-    for run in load_runs(results / profile):
-        whole = setting(run.config) | {name: run.provenance.get(name) for name in ("sources", "data")}
-        key = json.dumps({k: v for k, v in whole.items() if k not in ("arm", "seed")}, sort_keys=True)
-        group = groups.setdefault(key, {})
-        for layer in ("gap", "saol"):
-            if f"top1_{layer}_last" in run.metrics:
-                group.setdefault((run.config["arm"], layer), {})[run.config["seed"]] = run
-    settings, lines = [json.loads(key) for key in groups], []
-    shown = dict.fromkeys(("dataset", "train_images", "eval_split", "backbone", "epochs"))
-    shown |= dict.fromkeys(k for s in settings for k in s if len({str(s.get(k)) for s in settings}) > 1)
-    for group, fields in zip(groups.values(), settings, strict=True):
-        seconds = {run.id: run.provenance["seconds"] for cell in group.values() for run in cell.values()}
-        caption = ", ".join(f"{name}: {fields.get(name)}" for name in shown)
-        lines += ["", f"{caption}; {sum(seconds.values()) / 3600:.1f} h of training", ""]
-        lines += ["| arm, layer read | last epoch: mean (seeds) | best epoch: mean | last minus GAP-FC's (seeds) |"]
-        lines += ["|---|---|---|---|", *(_row(group, *key) for key in group)]
-    return "\n".join(lines).strip() or "not run yet"
+class Case(NamedTuple):
+    """A claim at one scale, and what was found about it and about its control."""
+
+    claim: Claim
+    plan: Plan
+    found: Sequence[Found]
+    control: Sequence[Found] = ()
+
+    @property
+    def complete(self) -> bool:
+        return all(one.complete for one in [*self.found, *self.control])
 
 
-def _row(group: dict, arm: str, layer: str) -> str:
-    base = group.get(("gap_fc_cutmix" if "cutmix" in arm and arm != "gap_fc_cutmix" else "gap_fc", "gap"), {})
-    last = {seed: run.metrics[f"top1_{layer}_last"] for seed, run in sorted(group[arm, layer].items())}
-    best = np.mean([run.metrics[f"top1_{layer}_best"] for run in group[arm, layer].values()])
-    deltas = {k: v - base[k].metrics["top1_gap_last"] for k, v in last.items() if k in base and arm != "gap_fc"}
-    return f"| {arm}, {layer} | {_mean(last, '.2f')} | {best:.2f} | {_mean(deltas, '+.2f')} |"
+def judge(ledger: Ledger, scale: str, results: Path = RESULTS) -> dict[str, tuple[list[Found], Verdict]]:
+    """Every claim at one scale: what was found about its tests, and its verdict."""
+    found = find(ledger.claims, scale, results)
+    controls = find(tuple(ledger.controls.values()), scale, results)
+    cases = {}
+    for claim in ledger.claims:
+        plan = getattr(claim, scale)
+        if plan.tests:
+            cases[claim.id] = Case(claim, plan, found[claim.id], controls.get(claim.control, ()))
+
+    decided = verdicts(cases)
+    for claim in ledger.claims:
+        if claim.counted:
+            decided[claim.id] = judge_counts(claim, results)
+    return {claim.id: (found[claim.id], decided.get(claim.id, Verdict("no test"))) for claim in ledger.claims}
 
 
-def _mean(by_seed: dict[int, float], spec: str) -> str:
-    each = ", ".join(f"{seed}: {value:{spec}}" for seed, value in by_seed.items())
-    return f"{np.mean(list(by_seed.values())):{spec}} ({each})" if by_seed else "–"
+def verdicts(cases: Mapping[str, Case]) -> dict[str, Verdict]:
+    """The rule at the top of results/claims.yaml for a whole family of claims, run or not.
+
+    A claim gets a verdict as soon as nothing that the others may still bring can change it.
+    """
+    least = _decide_all(cases, unknown=1.0)
+    all_there = all(case.complete for case in cases.values())
+    most = least if all_there else _decide_all(cases, unknown=0.0)
+    decided = {}
+    for name, case in cases.items():
+        verdict = least[name]
+        if verdict.word != most[name].word:
+            verdict = Verdict("open", ": its p is judged when the other claims have run")
+        decided[name] = verdict._replace(direction=_direction(case))
+    return decided
 
 
-def render(text: str, results: Path = RESULTS) -> str:
-    """README's text with its generated blocks written anew from `results`; ValueError if it has none."""
+def _decide_all(cases: Mapping[str, Case], unknown: float) -> dict[str, Verdict]:
+    """unknown: the p of claims that have not all their runs."""
+    early = {name: _undecidable(case) for name, case in cases.items()}
+    in_favour, against = {}, {}
+    for name, case in cases.items():
+        if early[name] is None:
+            in_favour[name], against[name] = _p_values(case)
+        else:
+            failed = early[name].word.startswith("not testable")
+            in_favour[name] = against[name] = 1.0 if failed else unknown
+    in_favour, against = holm(in_favour), holm(against)
+    return {
+        name: early[name] or _decide(case, in_favour[name], against[name], len(cases)) for name, case in cases.items()
+    }
 
-    def block(found: re.Match) -> str:
-        table = claims_table(results) if found[2] == "claims" else runs_table(found[2].split()[1], results)
-        return f"{found[1]}\n\n{table}\n\n{found[3]}"
 
-    if not _BLOCK.search(text):
-        raise ValueError("README.md has no <!-- claims:begin --> ... <!-- claims:end -->; put the two lines back")
-    return _BLOCK.sub(block, text)
+def _undecidable(case: Case) -> Verdict | None:
+    """Why this claim cannot be decided yet, or at all."""
+    if case.control and all(one.complete for one in case.control) and not passes(case.control):
+        return Verdict("not testable at this scale", f" (control failed: {_effect(case.control[0])})")
+    if not any(one.pairs for one in case.found):
+        return Verdict("not run")
+    if not case.complete:
+        tests = [*case.found, *case.control]
+        worst = min(tests, key=lambda one: one.pairs / one.test.seeds)
+        return Verdict("incomplete", f" ({worst.pairs} of {worst.test.seeds})")
+    return None
 
 
-def main(check: bool, readme: Path = ROOT / "README.md", results: Path = RESULTS) -> str | None:
-    """None, or one sentence: README.md is not up to date, or the runs cannot be compared."""
-    try:
-        new = render(readme.read_text(), results)
-    except ValueError as error:
-        return str(error)
-    if check and new != readme.read_text():
-        return f"{readme.name} is not up to date with {results.name}/; run make claims and commit it"
-    return None if check else write_whole(readme, new.encode())
+def passes(control: Sequence[Found]) -> bool:
+    """A positive control passes if its effect is above 0 by the one-sided t test; it is no member of the family."""
+    return all(one.claimed.p_value <= LEVEL for one in control)
+
+
+def _effect(found: Found) -> str:
+    effect = found.comparison
+    return f"{found.test.label} {effect.mean:+.2f} [{effect.low:+.2f}, {effect.high:+.2f}]"
+
+
+def _p_values(case: Case) -> tuple[float, float]:
+    """The p that the claim holds, and the p that so much is the other way round that it cannot hold."""
+    plan, threshold = case.plan, _threshold(case.claim)
+    tests = [one.claimed for one in case.found]
+    mean, spread, n = (np.array([getattr(test, name) for test in tests]) for name in ("mean", "spread", "n"))
+    above = p_above(mean, spread, n, threshold).tolist()
+    below = p_above(-mean, spread, n, -threshold).tolist()
+
+    in_favour = [partial_conjunction([above[i] for i in group], plan.needs) for group in plan.groups]
+    against = [partial_conjunction([below[i] for i in group], len(group) - plan.needs + 1) for group in plan.groups]
+    excluded = len(plan.groups) - plan.readings + 1
+    return partial_conjunction(in_favour, plan.readings), partial_conjunction(against, excluded)
+
+
+def _threshold(claim: Claim) -> float:
+    """What the mean has to be above: 0, or for non-inferiority the margin below it."""
+    return 0.0 if claim.margin is None else -claim.margin
+
+
+def _decide(case: Case, in_favour: float, against: float, family: int) -> Verdict:
+    claim = case.claim
+    if in_favour <= LEVEL and _enough(case, lambda t: _holds(claim, t)):
+        return Verdict("supported", f", Holm p = {in_favour:.3f}", p_value=in_favour)
+    if against <= LEVEL and _excluded(case, lambda t: _opposite(claim, t)):
+        return Verdict("contradicted", f", Holm p = {against:.3f}", p_value=against)
+    if _excluded(case, lambda t: _too_small(claim, t)):
+        return Verdict("smaller than that")
+    return Verdict("inconclusive", f": about {_seeds(case, family)} seeds would decide it")
+
+
+def _holds(claim: Claim, test: Comparison) -> bool:
+    if claim.margin is not None:
+        return test.low > -claim.margin
+    return test.mean >= claim.smallest_effect
+
+
+def _opposite(claim: Claim, test: Comparison) -> bool:
+    if claim.margin is not None:
+        return test.high < -claim.margin
+    return test.mean <= -claim.smallest_effect
+
+
+def _too_small(claim: Claim, test: Comparison) -> bool:
+    bar = claim.smallest_effect if claim.margin is None else -claim.margin
+    return test.high < bar
+
+
+def _enough(case: Case, holds: Callable[[Comparison], bool]) -> bool:
+    """`needs` tests hold in `readings` readings."""
+    held = [holds(one.claimed) for one in case.found]
+    count = sum(sum(held[i] for i in group) >= case.plan.needs for group in case.plan.groups)
+    return count >= case.plan.readings
+
+
+def _excluded(case: Case, fails: Callable[[Comparison], bool]) -> bool:
+    """So many tests fail that `needs` cannot hold in `readings` readings."""
+    return not _enough(case, lambda test: not fails(test))
+
+
+def _seeds(case: Case, family: int) -> int:
+    """How many seeds would have decided it, at the largest spread seen among its tests."""
+    width = case.claim.smallest_effect if case.claim.margin is None else case.claim.margin
+    spread = max(one.comparison.spread for one in case.found)
+    return seeds_to_decide(spread, width, LEVEL / family)
+
+
+def _direction(case: Case) -> str:
+    """Whether the means seen so far lie where the claim says, in as many tests and readings as it needs."""
+    threshold = _threshold(case.claim)
+    signs = []
+    for group in case.plan.groups:
+        tests = [case.found[i] for i in group]
+        seen = [one.claimed.mean - threshold for one in tests if one.comparison]
+        needed = min(case.plan.needs, len(seen))
+        if not seen:
+            continue
+        agree = sum(value > 0 for value in seen)
+        disagree = sum(value < 0 for value in seen)
+        if agree >= needed:
+            signs.append("agrees")
+        elif disagree >= needed:
+            signs.append("disagrees")
+        else:
+            signs.append("none")
+    if not signs:
+        return "none"
+    if signs.count("agrees") >= min(case.plan.readings, len(signs)):
+        return "agrees"
+    return "disagrees" if set(signs) == {"disagrees"} else "none"
+
+
+# --- claims that are counted ------------------------------------------------------------------------------------------
+
+
+def numbers(claim: Claim, results: Path = RESULTS) -> list[tuple[Count, float | None]]:
+    """Each count of a claim and its number; None where its file or quantity is not there yet."""
+    return [(count, _number(count, results)) for count in claim.counted]
+
+
+def _number(count: Count, results: Path) -> float | None:
+    path = results / count.file
+    values = json.loads(path.read_text()) if path.exists() else {}
+    names = [name for name in (count.quantity, count.over) if name]
+    if any(name not in values for name in names):
+        return None
+    return values[count.quantity] / (values[count.over] if count.over else 1)
+
+
+def judge_counts(claim: Claim, results: Path = RESULTS) -> Verdict:
+    """A counted claim is supported if every number lies in its band, both ends included."""
+    inside = []
+    for count, number in numbers(claim, results):
+        if number is None:
+            return Verdict("not run")
+        inside.append(count.holds(number))
+    word = "supported" if all(inside) else "contradicted"
+    direction = "none"
+    if len(set(inside)) == 1:
+        direction = "agrees" if inside[0] else "disagrees"
+    return Verdict(word, f" (counted: {sum(inside)} of {len(inside)} in their bands)", direction)

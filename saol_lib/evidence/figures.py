@@ -15,49 +15,14 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
+from saol_lib.evidence.tables import FAMILIES, LAYERS, paired, readings
 from saol_lib.training.runs import Run, resolve, write_whole
 
 SIZES = {"font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9}
 STYLE = sns.axes_style("whitegrid") | SIZES | {"figure.dpi": 100, "svg.hashsalt": "saol_lib", "grid.color": "0.9"}
 WIDTH = 8.0  # inches: 800 pixels, a README's column
-FAMILIES = {  # an arm without its CutMix, and its name in figures
-    "gap_fc": "GAP-FC", "saol": "SAOL", "saol_sd": "SAOL + L_SD", "saol_ce": "SAOL + CE", "saol_ss1": "SAOL + L_SS1",
-    "saol_ss2": "SAOL + L_SS2", "saol_ss": "SAOL + L_SS", "saol_ss_sd": "SAOL + L_SS + L_SD", "abn": "ABN",
-}  # fmt: skip
 COLOURS = dict(zip(FAMILIES.values(), ["black", *sns.color_palette("colorblind", 8)], strict=True))
 READINGS = {"SAOL": "#0072B2", "its GAP-FC": "#D55E00", "GAP-FC": "black"}  # what CutMix-ed pairs are shown to
-LAYERS = {"saol": "SAOL", "gap": "GAP-FC"}
-REGIMES = ("without CutMix", "with CutMix")
-
-
-def readings(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row a run, output layer and evaluated epoch: arm, family, regime, layer, seed, epoch, top1 (percent)."""
-    rows = []
-    for run in runs:
-        arm, seed = run.config["arm"], run.config["seed"]
-        names = (arm, FAMILIES[arm.replace("_cutmix", "")], REGIMES["cutmix" in arm])
-        for entry in run.epochs:
-            scores = ((label, entry.get(f"top1_{layer}")) for layer, label in LAYERS.items())
-            rows += [(*names, label, seed, entry["epoch"], top1) for label, top1 in scores if top1 is not None]
-    return pd.DataFrame(rows, columns=["arm", "family", "regime", "layer", "seed", "epoch", "top1"])
-
-
-def paired(runs: Sequence[Run], baseline: str = "gap_fc") -> pd.DataFrame:
-    """`readings` of the last epoch; `best` of all epochs; `delta`: points above the baseline run of the same seed.
-
-    Arms with CutMix are held against the baseline with CutMix; delta is NaN without one. Raises ValueError where two
-    runs share arm and seed, or where the baseline has two output layers.
-    """
-    table, key = readings(runs), ["arm", "layer", "seed"]
-    if (twice := table.duplicated([*key, "epoch"])).any():
-        raise ValueError(f"two runs of arm {table.arm[twice].iloc[0]} share a seed; give runs of one setting only")
-    epochs = table.groupby(key)
-    table = table.assign(best=epochs.top1.transform("max"))[table.epoch == epochs.epoch.transform("max")]
-    base = table[table.arm.isin([baseline, f"{baseline}_cutmix"])].set_index(["regime", "seed"]).top1
-    if base.index.has_duplicates:
-        raise ValueError(f"baseline {baseline!r} is read at two output layers; choose an arm that has one")
-    own = base.reindex(pd.MultiIndex.from_frame(table[["regime", "seed"]])).to_numpy()
-    return table.assign(delta=table.top1 - own).reset_index(drop=True)
 
 
 @plt.rc_context(STYLE)

@@ -21,7 +21,9 @@ SCORES = {  # arm: for every seed, for every epoch, top-1 by output layer
 
 def run(arm, seed, epochs):
     entries = [{"epoch": i} | {f"top1_{k}": v for k, v in scores.items()} for i, scores in enumerate(epochs, 1)]
-    return Run({"arm": arm, "seed": seed}, {}, entries, {}, "finished")
+    last = {f"top1_{k}_last": v for k, v in epochs[-1].items()}
+    best = {f"top1_{k}_best": max(scores[k] for scores in epochs) for k in epochs[-1]}
+    return Run({"arm": arm, "seed": seed}, last | best, entries, {}, "finished")
 
 
 @pytest.fixture

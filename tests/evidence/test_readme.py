@@ -11,19 +11,19 @@ from saol_lib import Outputs
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()
-PROSE = re.sub(r"<!-- (claims|runs \w+):begin -->.*?<!-- \1:end -->", "", TEXT, flags=re.DOTALL)
+PROSE = re.sub(r"<!-- (claims|verdicts):begin -->.*?<!-- \1:end -->", "", TEXT, flags=re.DOTALL)
 
 
 def check():
     return subprocess.run(
-        [sys.executable, "-m", "saol_lib.evidence.claims", "--check"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "saol_lib.evidence", "--check"], cwd=ROOT, capture_output=True, text=True
     )
 
 
 def test_generated_blocks_are_up_to_date():
     found = check()
     assert found.returncode == 0, found.stderr
-    assert "| C15 |" in TEXT and "<!-- runs cpu:begin -->" in TEXT
+    assert "| C15 |" in TEXT and "<!-- verdicts:begin -->" in TEXT
 
 
 def test_every_make_command_is_a_target():
@@ -56,9 +56,11 @@ def test_the_python_runs():
     assert len(set(configs)) == 4 and (results, executor) == ("results/mine", "an executor")
 
 
-def test_every_library_file_is_explained_and_no_other():
-    told = set(re.findall(r"^saol_lib/(\w+\.py) +\S", TEXT, re.MULTILINE))
-    there = {path.name for path in (ROOT / "saol_lib").glob("*.py")} - {"__init__.py"}
+def test_every_room_and_file_of_the_method_is_explained_and_no_other():
+    told = set(re.findall(r"^saol_lib/(\w+(?:\.py|/)) +\S", TEXT, re.MULTILINE))
+    library = ROOT / "saol_lib"
+    there = {path.name for path in library.glob("*.py")} - {"__init__.py"}
+    there |= {f"{path.parent.name}/" for path in library.glob("*/__init__.py")}
     assert told == there, f"not the same: {told ^ there}"
 
 

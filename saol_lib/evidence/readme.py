@@ -1,0 +1,219 @@
+"""What is generated: README's verdict box and claims table, and the whole of results/README.md."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from saol_lib.evidence.claims import SCALES, Claim, Count, Found, Ledger, find, judge, load_claims, numbers
+from saol_lib.evidence.tables import glossary, runs_tables
+from saol_lib.training.runs import RESULTS, ROOT, write_whole
+
+_BLOCK = re.compile(r"(<!-- (verdicts|claims):begin -->).*?(<!-- \2:end -->)", re.DOTALL)
+BOX = {  # a line of the verdict box: the words of its verdicts
+    "held": ("supported",),
+    "did not hold": ("contradicted", "smaller than that"),
+    "undecided": ("inconclusive", "incomplete", "open"),
+    "not testable at this scale": ("not testable at this scale",),
+    "not run": ("not run", "no test"),
+}
+FOLDERS = {  # what a folder of results/ is; the order of results/README.md
+    "study": "The study on CIFAR-10 (a JPEG copy, not the original data): test images, last epoch.",
+    "imagenet": "An ImageNet-trained network fine-tuned on 30 classes of Tiny-ImageNet, evaluated on their val images.",
+    "paper": "The paper's own networks and data sets.",
+    "pilot": "The pilot, which chose the study's regime: on held-out training images, so that the study stayed blind.",
+    "cpu": "First demonstrations of notebooks 01, 02, 03 and 05: few seeds, short trainings. No claim reads them.",
+}
+
+
+class Judged:
+    """The ledger and, for each scale, {claim: (what was found, its verdict)} and {control: what was found}."""
+
+    def __init__(self, results: Path):
+        self.results = results
+        self.ledger: Ledger = load_claims(results / "claims.yaml")
+        self.scales = {scale: judge(self.ledger, scale, results) for scale in SCALES}
+        controls = tuple(self.ledger.controls.values())
+        self.controls = {scale: find(controls, scale, results) for scale in SCALES}
+
+
+# --- README.md --------------------------------------------------------------------------------------------------------
+
+
+def verdict_box(judged: Judged) -> str:
+    """How many claims held, did not, are undecided: a column a scale; then the surest result for and against."""
+    lines = ["| | at CPU scale | at the paper's scale |", "|---|---|---|"]
+    for name, words in BOX.items():
+        cells = []
+        for scale in SCALES:
+            ids = [key for key, (_, verdict) in judged.scales[scale].items() if verdict.word in words]
+            cells.append(f"{len(ids)}: {', '.join(ids)}" if ids else "–")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+
+    surest_for = _surest(judged, BOX["held"])
+    surest_against = _surest(judged, BOX["did not hold"])
+    return "\n".join([*lines, "", f"Surest for: {surest_for}", "", f"Surest against: {surest_against}"])
+
+
+def _surest(judged: Judged, words: Sequence[str]) -> str:
+    """The decided claim with the smallest p; those that are counted have none and come last."""
+    candidates = []
+    for scale in SCALES:
+        for claim in judged.ledger.claims:
+            found, verdict = judged.scales[scale][claim.id]
+            if verdict.word in words:
+                rank = (bool(claim.counted), verdict.p_value)
+                candidates.append((rank, len(candidates), claim, found, verdict, scale))
+    if not candidates:
+        return "none yet."
+    _, _, claim, found, verdict, scale = min(candidates)
+    where = "" if claim.counted else f" ({scale})"
+    effects = _effects(claim, found, judged.results)
+    if claim.counted:
+        effects = [
+            _counted(*one) for one in numbers(claim, judged.results) if one[0].holds(one[1]) == ("supported" in words)
+        ]
+    return f"**{claim.id}**, {claim.statement}: {effects[0]}; {verdict}{where}."
+
+
+def claims_table(judged: Judged) -> str:
+    """Every claim, and at both scales: what was seen so far, and the verdict."""
+    lines = ["| | the claim, in our words (section) | direction | effect | verdict at CPU scale | at the paper's |"]
+    lines.append("|---|---|---|---|---|---|")
+    for claim in judged.ledger.claims:
+        found, verdict = judged.scales["cpu"][claim.id]
+        name = f"[{claim.id}]({claim.notebook})"
+        seen = "<br>".join(_effects(claim, found, judged.results)) or "–"
+        cells = [name, f"{claim.statement} ({claim.section})", verdict.direction, seen, f"**{verdict}**"]
+        lines.append(f"| {' | '.join([*cells, _paper_cell(claim, judged)])} |")
+    return "\n".join(lines)
+
+
+def _paper_cell(claim: Claim, judged: Judged) -> str:
+    found, verdict = judged.scales["paper"][claim.id]
+    if claim.counted or verdict.word == "not run":
+        return str(verdict)
+    effects = _effects(claim, found, judged.results)
+    return "<br>".join([f"**{verdict}**, {verdict.direction}", *effects])
+
+
+def _effects(claim: Claim, found: Sequence[Found], results: Path) -> list[str]:
+    if claim.counted:
+        return [_counted(count, number) for count, number in numbers(claim, results) if number is not None]
+    return [_effect(one) for one in found if one.comparison]
+
+
+def _counted(count: Count, number: float) -> str:
+    low, high = count.band
+    return f"{count.label}: {number:.2f}, expected {low} to {high}"
+
+
+def _effect(one: Found) -> str:
+    """The mean difference a - b in percentage points, its 95 % interval, pairs of those planned."""
+    t = one.comparison
+    interval = f" [{t.low:+.2f}, {t.high:+.2f}]" if t.n > 1 else ""
+    pairs = f"n = {t.n}" if one.complete else f"n = {t.n} of {one.test.seeds}"
+    lower = "" if one.test.direction == "higher" else " (lower is claimed)"
+    return f"{one.test.label}{lower}: {t.mean:+.2f}{interval}, {pairs}"
+
+
+def render(text: str, judged: Judged) -> str:
+    """README's text with its generated blocks written anew; ValueError if one is missing."""
+    written = {"verdicts": verdict_box, "claims": claims_table}
+    there = {found[2] for found in _BLOCK.finditer(text)}
+    for name in written.keys() - there:
+        raise ValueError(f"README.md has no <!-- {name}:begin --> ... <!-- {name}:end -->; put the two lines back")
+    return _BLOCK.sub(lambda found: f"{found[1]}\n\n{written[found[2]](judged)}\n\n{found[3]}", text)
+
+
+# --- results/README.md ------------------------------------------------------------------------------------------------
+
+
+def results_page(judged: Judged) -> str:
+    """results/README.md: every test of every claim, the arms in words, and every table of runs."""
+    results = judged.results
+    parts = ["# Results", "Written by `make claims` from the runs; not edited by hand. Accuracies in percent."]
+    parts += [
+        "The claims, their tests and the rule of the verdicts: [claims.yaml](claims.yaml).",
+        "## Tests of the claims",
+    ]
+    parts.append(
+        "Differences a - b in percentage points, paired by seed; p: one-sided, unadjusted, in the claim's direction."
+    )
+    for scale in SCALES:
+        parts += [f"### Scale: {scale}", tests_table(judged, scale)]
+    parts += ["## Arms in words", glossary()]
+    parts.append(
+        "A second name in brackets is an option that differs from its default, or the arm's own learning rate."
+    )
+    parts.append("## Runs")
+    parts.append(
+        "The last epoch counts. The best one was chosen on the images it is measured on, and stands there to show how "
+        "much that flatters. Differences are paired by seed; CutMix arms are compared with GAP-FC trained with CutMix."
+    )
+    for folder in _folders(results):
+        words = FOLDERS.get(folder, "")
+        parts += [f"### {folder}", *([words] if words else []), runs_tables(folder, results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _folders(results: Path) -> list[str]:
+    """The folders with runs: those that are known in their order, then others; quick is nobody's evidence."""
+    there = sorted(path.parent.name for path in results.glob("*/runs"))
+    known = [name for name in FOLDERS if name in there]
+    return known + [name for name in there if name not in FOLDERS and name != "quick"]
+
+
+def tests_table(judged: Judged, scale: str) -> str:
+    """Every test at one scale with each seed's difference; what has not run has one line."""
+    lines = [
+        "| claim | test | mean [95 % interval] | n | p (t) | p (sign flip) | each seed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, found in judged.controls[scale].items():
+        lines += [_test_row(f"control: {name}", one) for one in found if one.comparison]
+    waiting = []
+    for claim in judged.ledger.claims:
+        found, _ = judged.scales[scale][claim.id]
+        ran = [one for one in found if one.comparison]
+        lines += [_test_row(claim.id, one) for one in ran]
+        if found and not ran:
+            waiting.append(claim.id)
+    table = "\n".join(lines) if len(lines) > 2 else ""
+    rest = f"Not run: {', '.join(waiting)}." if waiting else ""
+    return "\n\n".join(part for part in (table, rest) if part)
+
+
+def _test_row(name: str, one: Found) -> str:
+    t, claimed = one.comparison, one.claimed
+    interval = f" [{t.low:+.2f}, {t.high:+.2f}]" if t.n > 1 else ""
+    each = ", ".join(f"{seed}: {value:+.2f}" for seed, value in zip(t.seeds, t.differences, strict=True))
+    cells = [name, one.test.label, f"{t.mean:+.2f}{interval}", f"{t.n} of {one.test.seeds}"]
+    cells += [f"{claimed.p_value:.4f}", f"{claimed.sign_flip:.4f}", each]
+    return f"| {' | '.join(cells)} |"
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+
+def main(check: bool, readme: Path = ROOT / "README.md", results: Path = RESULTS) -> str | None:
+    """None, or what is wrong: a page that is not up to date (with the lines that differ), or runs that do not fit."""
+    try:
+        judged = Judged(results)
+        pages = {readme: render(readme.read_text(), judged), results / "README.md": results_page(judged)}
+    except ValueError as error:
+        return str(error)
+    if check:
+        return "\n".join(filter(None, (_difference(path, text) for path, text in pages.items()))) or None
+    for path, text in pages.items():
+        write_whole(path, text.encode())
+    return None
+
+
+def _difference(path: Path, text: str) -> str | None:
+    old = path.read_text() if path.exists() else ""
+    if old == text:
+        return None
+    name = f"{path.parent.name}/{path.name}" if path.parent.name == "results" else path.name
+    lines = difflib.unified_diff(old.splitlines(), text.splitlines(), name, "from the runs", lineterm="", n=0)
+    return "\n".join([f"{name} is not up to date with the runs; run make claims and commit it", *list(lines)[:20]])

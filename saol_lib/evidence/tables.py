@@ -1,0 +1,201 @@
+"""Tables of runs: `paired` is the one that README, results/README.md, the figures and the notebooks share."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from saol_lib.training.config import ARMS, RunConfig
+from saol_lib.training.runs import RESULTS, Run, load_runs, setting
+
+FAMILIES = {  # an arm without its CutMix, and its name in figures
+    "gap_fc": "GAP-FC",
+    "saol": "SAOL",
+    "saol_sd": "SAOL + L_SD",
+    "saol_ce": "SAOL + CE",
+    "saol_ss1": "SAOL + L_SS1",
+    "saol_ss2": "SAOL + L_SS2",
+    "saol_ss": "SAOL + L_SS",
+    "saol_ss_sd": "SAOL + L_SS + L_SD",
+    "abn": "ABN",
+}
+LAYERS = {"saol": "SAOL", "gap": "GAP-FC"}  # the output layer that is read
+REGIMES = ("without CutMix", "with CutMix")
+ARMS_IN_WORDS = {
+    "gap_fc": "the baseline: global average pooling and one linear layer, cross-entropy",
+    "saol": "SAOL alone, trained by the cross-entropy of its own output (L_SL)",
+    "saol_sd": "both output layers; SAOL teaches GAP-FC (L_SL + L_SD)",
+    "saol_ce": "both output layers, each with plain cross-entropy: what L_SD is held against",
+    "gap_fc_cutmix": "the baseline on CutMix-ed images",
+    "saol_cutmix": "SAOL alone on CutMix-ed images",
+    "saol_cutmix_ss1": "that, and a prediction of the CutMix mask (L_SS1)",
+    "saol_cutmix_ss2": "SAOL on CutMix-ed images whose pasted part has to agree with its source (L_SS2)",
+    "saol_cutmix_ss": "SAOL on CutMix-ed images with L_SS1 and L_SS2",
+    "saol_cutmix_sd": "both output layers on CutMix-ed images; SAOL teaches GAP-FC (L_SD)",
+    "saol_cutmix_ss_sd": "everything that the paper has: both layers, CutMix, L_SS1, L_SS2 and L_SD",
+    "abn": "the Attention Branch Network, cross-entropy on both of its branches",
+    "abn_cutmix": "the Attention Branch Network on CutMix-ed images",
+}
+VARIANTS = (  # what GAP-FC does not see, or what each family of arms chose for itself: no part of a setting
+    *("lr", "blocks", "output_size", "logit_width", "attention_width", "between_logits", "between_attention"),
+    *("kernel_size", "resize", "earlier_blocks", "class_softmax", "mask_source", "mask_resize", "beta"),
+    *("sl_weight", "ss_weight", "sd_weight", "ss2_direction", "teacher"),
+)
+COLUMNS = ["setting", "variant", "arm", "family", "regime", "layer", "seed", "lr", "top1", "best", "seconds", "id"]
+
+
+def readings(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row a run, output layer and evaluated epoch: arm, family, regime, layer, seed, epoch, top1 (percent)."""
+    rows = []
+    for run in runs:
+        names = _names(run)
+        for entry in run.epochs:
+            for layer, label in LAYERS.items():
+                top1 = entry.get(f"top1_{layer}")
+                if top1 is not None:
+                    rows.append((*names, label, run.config["seed"], entry["epoch"], top1))
+    return pd.DataFrame(rows, columns=["arm", "family", "regime", "layer", "seed", "epoch", "top1"])
+
+
+def paired(runs: Sequence[Run], baseline: str = "gap_fc") -> pd.DataFrame:
+    """One row a run and output layer: COLUMNS, and `delta`, points above the baseline run of the same seed.
+
+    top1: of the last epoch, best: of all epochs, both in percent. Pairs are made within one `setting` (JSON: config,
+    sources and data, without what GAP-FC does not see); `variant` says in words what of that differs from the default.
+    Arms with CutMix are held against the baseline with CutMix; delta is NaN without one. Where a setting has the
+    baseline at several learning rates, pairs share the rate. Raises ValueError where two runs are one arm, variant and
+    seed, or where the baseline has two output layers.
+    """
+    rows = []
+    for run in runs:
+        rows += _rows(run)
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    table["variant"] = _variants(table, {run.id: run for run in runs})
+
+    twice = table.duplicated(["setting", "variant", "arm", "layer", "seed"])
+    if twice.any():
+        raise ValueError(f"two runs of arm {table.arm[twice].iloc[0]} share a seed; give runs of one setting only")
+    return table.assign(delta=table.top1 - _baseline(table, baseline))
+
+
+def _names(run: Run) -> tuple[str, str, str]:
+    arm = run.config["arm"]
+    return arm, FAMILIES[arm.replace("_cutmix", "")], REGIMES["cutmix" in arm]
+
+
+def _rows(run: Run) -> list[tuple]:
+    whole = setting(run.config) | {name: run.provenance.get(name) for name in ("sources", "data")}
+    shared = {name: value for name, value in whole.items() if name not in ("arm", "seed", *VARIANTS)}
+    key = json.dumps(shared, sort_keys=True)
+    rows = []
+    for layer, label in LAYERS.items():
+        last, best = (run.metrics.get(f"top1_{layer}_{epoch}") for epoch in ("last", "best"))
+        if last is not None:
+            ends = (run.config["seed"], run.config.get("lr"), last, best, run.provenance.get("seconds"), run.id)
+            rows.append((key, "", *_names(run), label, *ends))
+    return rows
+
+
+def _variants(table: pd.DataFrame, runs: dict[str, Run]) -> list[str]:
+    """What each row's run changes of the options that other runs of its setting have otherwise, in words."""
+    varying = {}
+    for key, ids in table.groupby("setting").id:
+        configs = [runs[name].config for name in ids]
+        varying[key] = [name for name in VARIANTS if len({str(config.get(name)) for config in configs}) > 1]
+
+    told = []
+    for row in table.itertuples():
+        config = runs[row.id].config
+        changes = [f"{name} {config.get(name)}" for name in varying[row.setting] if _is_told(row.arm, name, config)]
+        told.append(", ".join(changes))
+    return told
+
+
+def _is_told(arm: str, name: str, config: dict) -> bool:
+    if name == "lr":
+        return True
+    default = getattr(RunConfig, name)
+    return "saol" in ARMS[arm].heads and config.get(name, default) != default
+
+
+def _baseline(table: pd.DataFrame, baseline: str) -> pd.Series:
+    """The baseline's top1 beside each row; NaN where there is none."""
+    base = table[table.arm.isin([baseline, f"{baseline}_cutmix"])]
+    if base.layer.nunique() > 1:
+        raise ValueError(f"baseline {baseline!r} is read at two output layers; choose an arm that has one")
+    key = ["setting", "regime", "seed"]
+    if base.duplicated(key).any():
+        key.append("lr")
+    values = base.drop_duplicates(key).set_index(key).top1
+    own = values.reindex(pd.MultiIndex.from_frame(table[key]))
+    return pd.Series(own.to_numpy(), index=table.index)
+
+
+def summary(runs: Sequence[Run]) -> str:
+    """Mean last-epoch accuracy of both output layers as text; a line for runs of which only the seed differs."""
+    if not runs:
+        return "Arms: no finished run"
+    configs = pd.DataFrame([setting(run.config) for run in runs]).drop(columns="seed", errors="ignore").astype(str)
+    by = ["arm", *(name for name in configs if name != "arm" and configs[name].nunique() > 1)]
+    metrics = pd.DataFrame([run.metrics for run in runs]).reindex(columns=["top1_gap_last", "top1_saol_last"])
+    groups = configs[by].join(metrics).groupby(by, sort=False, dropna=False)
+    table = groups.mean().round(2).assign(runs=groups.size()).reset_index()
+    return "Arms: mean top-1 of the last epoch, percent\n" + table.to_string(index=False, na_rep="-")
+
+
+# --- Markdown ---------------------------------------------------------------------------------------------------------
+
+
+def glossary() -> str:
+    """The arms in words, as Markdown."""
+    lines = ["| arm | what it is |", "|---|---|"]
+    lines += [f"| `{arm}` | {words} |" for arm, words in ARMS_IN_WORDS.items()]
+    return "\n".join(lines)
+
+
+def runs_tables(folder: str, results: Path = RESULTS) -> str:
+    """Top-1 of the runs of a folder as Markdown, one table for each setting, sources and data; never across them."""
+    runs = load_runs(results / folder)
+    if not runs:
+        return "not run yet"
+    table = paired(runs)
+    settings = {key: json.loads(key) for key in dict.fromkeys(table.setting)}
+    shown = ["dataset", "train_images", "eval_split", "backbone", "epochs"]
+    names = {name for fields in settings.values() for name in fields}
+    shown += sorted(name for name in names - set(shown) if _differs(name, settings.values()))
+
+    parts = []
+    for key, group in table.groupby("setting", sort=False):
+        hours = group.drop_duplicates("id").seconds.sum() / 3600
+        caption = ", ".join(f"{name}: {settings[key].get(name)}" for name in shown)
+        parts.append(f"{caption}; {hours:.1f} h of training\n\n{_runs_table(group)}")
+    return "\n\n".join(parts)
+
+
+def _differs(name: str, settings) -> bool:
+    return len({str(fields.get(name)) for fields in settings}) > 1
+
+
+def _runs_table(group: pd.DataFrame) -> str:
+    lines = ["| arm, layer read | last epoch: mean (seeds) | best epoch: mean | last minus GAP-FC's (seeds) |"]
+    lines.append("|---|---|---|---|")
+    for (arm, variant, layer), part in group.groupby(["arm", "variant", "layer"], sort=True):
+        part = part.sort_values("seed")
+        name = f"`{arm}`" + (f" ({variant})" if variant else "")
+        compared = part.dropna(subset="delta") if arm not in ("gap_fc", "gap_fc_cutmix") else part[:0]
+        cells = [
+            f"{name}, {layer}",
+            _each(part, "top1", ".2f"),
+            f"{part.best.mean():.2f}",
+            _each(compared, "delta", "+.2f"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _each(part: pd.DataFrame, column: str, spec: str) -> str:
+    if part.empty:
+        return "–"
+    each = ", ".join(f"{seed}: {value:{spec}}" for seed, value in zip(part.seed, part[column], strict=True))
+    return f"{part[column].mean():{spec}} ({each})"
