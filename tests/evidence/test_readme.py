@@ -23,7 +23,7 @@ def check():
 def test_generated_blocks_are_up_to_date():
     found = check()
     assert found.returncode == 0, found.stderr
-    assert "| C15 |" in TEXT and "<!-- verdicts:begin -->" in TEXT
+    assert "[C15](" in TEXT and "<!-- verdicts:begin -->" in TEXT
 
 
 def test_every_make_command_is_a_target():

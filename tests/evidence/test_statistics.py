@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from made_runs import gap, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_runs import gap, make
 from scipy import stats
 
 from saol_lib.evidence.statistics import (
