@@ -4,7 +4,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from saol_lib.training.config import RunConfig
 from saol_lib.training.loop import Trainer, evaluate
-from saol_lib.training.study import worker_context
+from saol_lib.training.workers import worker_context
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would write to the notebook's stderr
 Functions = dict[str, Callable[[], object]]
@@ -35,39 +35,64 @@ def threads(count: int) -> Iterator[None]:
 
 def side_by_side(functions: Functions, rounds: int = 7) -> dict[str, float]:
     """Median seconds of each function: all are called in turn, `rounds` times, after one warm-up."""
+    for function in functions.values():
+        seconds_of(function)
+
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for number in range(rounds + 1):
+    for _ in range(rounds):
         for name, function in functions.items():
-            began = time.perf_counter()
-            function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if number:
-                seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(seconds_of(function))
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def seconds_of(function: Callable[[], object]) -> float:
+    """The time of one call; what it left to a GPU is waited for."""
+    began = time.perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def ratios(values: Mapping[str, float], base: str) -> dict[str, float]:
+    """Every value over that of `base`; ValueError where there is none of that name, or it is not above 0."""
+    if base not in values:
+        raise ValueError(f"base={base!r} was not measured; choose one of {', '.join(map(str, values))}")
+    if not values[base] > 0:
+        raise ValueError(f"the value of {base!r} is {values[base]}; a ratio needs one above 0")
+    return {name: value / values[base] for name, value in values.items()}
 
 
 def peak_memory(function: Callable[[], object]) -> int:
     """The most bytes of tensors that one call holds at once above what was there before."""
     if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        return torch.cuda.max_memory_allocated() - before
+        return _peak_on_gpu(function)
     with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         function()
-    changes = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(changes, key=lambda event: event.start_ns()):
+    events = recorded.profiler.kineto_results.events()
+    changes = [event for event in events if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+
+    now = 0
+    peak = 0
+    for event in changes:
         now += event.nbytes()
         peak = max(peak, now)
     return peak
 
 
+def _peak_on_gpu(function: Callable[[], object]) -> int:
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    return torch.cuda.max_memory_allocated() - before
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Nothing on stderr: the profiler warns there, from C++, of each block that is older than itself."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
         yield
@@ -79,22 +104,33 @@ def _quiet() -> Iterator[None]:
 
 def steps(configs: dict[str, RunConfig]) -> Functions:
     """One training step of each config as `train` does it: next batch, augmentation, CutMix, losses, update."""
-    return {name: _step(Trainer(config, Path(tempfile.mkdtemp()))) for name, config in configs.items()}
+    return {name: _step(_trainer(config)) for name, config in configs.items()}
+
+
+def _trainer(config: RunConfig) -> Trainer:
+    """One that starts anew, whatever was trained before, and whose folder nobody reads."""
+    return Trainer(config, Path(tempfile.mkdtemp()))
 
 
 def _step(trainer: Trainer) -> Callable[[], None]:
-    def forever() -> Iterator[tuple[Tensor, Tensor]]:
-        while True:
-            yield from trainer.train_batches.epoch(trainer.config.batch_size, 0, 0)
-
-    stream = forever()
+    stream = _batches_for_ever(trainer)
     trainer.model.train()
-    return lambda: trainer.step(0, 0, *next(stream))
+
+    def step() -> None:
+        images, labels = next(stream)
+        trainer.step(0, 0, images, labels)
+
+    return step
+
+
+def _batches_for_ever(trainer: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        yield from trainer.train_batches.epoch(trainer.config.batch_size, 0, 0)
 
 
 def bare_step(config: RunConfig) -> Callable[[], None]:
     """Forward, backward and update of a GAP-FC network on one resident batch: what no training loop can beat."""
-    trainer = Trainer(config, Path(tempfile.mkdtemp()))
+    trainer = _trainer(config)
     images, labels = next(trainer.train_batches.epoch(config.batch_size, 0, 0))
     pixels = trainer.train_batches.normalise(images)
     trainer.model.train()
@@ -110,7 +146,7 @@ def bare_step(config: RunConfig) -> Callable[[], None]:
 
 def with_whole_batch_pass(config: RunConfig) -> Callable[[], None]:
     """A step that also passes the whole clean batch through the network without gradient."""
-    trainer = Trainer(config, Path(tempfile.mkdtemp()))
+    trainer = _trainer(config)
     images, _ = next(trainer.train_batches.epoch(config.batch_size, 0, 0))
     step = _step(trainer)
 
@@ -124,45 +160,57 @@ def with_whole_batch_pass(config: RunConfig) -> Callable[[], None]:
 
 def evaluations(config: RunConfig) -> Functions:
     """Evaluation as `train` does it, and bare inference on one resident batch of the same size, as often."""
-    trainer = Trainer(config, Path(tempfile.mkdtemp()))
+    trainer = _trainer(config)
     resident, _ = next(trainer.eval_batches.all(500))
+    count = len(trainer.eval_batches) // len(resident)
 
     @torch.inference_mode()
     def bare() -> None:
-        for _ in range(len(trainer.eval_batches) // len(resident)):
-            trainer.model.eval()(resident)
+        trainer.model.eval()
+        for _ in range(count):
+            trainer.model(resident)
 
-    return {"evaluate": lambda: evaluate(trainer.model, trainer.eval_batches), "bare inference": bare}
+    def whole() -> None:
+        evaluate(trainer.model, trainer.eval_batches)
+
+    return {"evaluate": whole, "bare inference": bare}
 
 
 def ceilings(rounds: int = 9) -> dict[str, float]:
     """This machine's multiply-adds a second, as torch reaches them: a matrix product and a 3x3 convolution."""
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    a = torch.randn(1024, 1024)
+    b = torch.randn(1024, 1024)
     images = torch.randn(32, 64, 32, 32).contiguous(memory_format=torch.channels_last)
     kernel = torch.randn(64, 64, 3, 3).contiguous(memory_format=torch.channels_last)
     functions = {"matrix product": lambda: a @ b, "convolution": lambda: F.conv2d(images, kernel, padding=1)}
     work = {"matrix product": 1024**3, "convolution": 32 * 32 * 32 * 64 * 64 * 9}
     with torch.inference_mode():
-        return {name: work[name] / seconds for name, seconds in side_by_side(functions, rounds).items()}
+        seconds = side_by_side(functions, rounds)
+    return {name: work[name] / seconds[name] for name in functions}
 
 
 def images_per_second(config: RunConfig, seconds: float = 10.0) -> float:
     """Training throughput of this process with one thread, over about that time."""
     with threads(1):
-        step = _step(Trainer(config, Path(tempfile.mkdtemp())))
+        step = _step(_trainer(config))
         step()
-        began, count = time.perf_counter(), 0
-        while time.perf_counter() - began < seconds:
-            step()
+        count = 0
+        taken = 0.0
+        while taken < seconds:
+            taken += seconds_of(step)
             count += config.batch_size
-        return count / (time.perf_counter() - began)
+    return count / taken
 
 
 def worker_speedup(config: RunConfig, workers: int = 2, seconds: float = 10.0) -> float:
     """Throughput of several single-threaded worker processes at once, over that of one alone."""
     with ProcessPoolExecutor(workers, worker_context()) as pool:
-        warm = [pool.submit(images_per_second, config, 1.0) for _ in range(workers)]
-        _ = [future.result() for future in warm]
-        alone = pool.submit(images_per_second, config, seconds).result()
-        together = [pool.submit(images_per_second, config, seconds) for _ in range(workers)]
-        return sum(future.result() for future in together) / alone
+        _at_once(pool, workers, config, 1.0)  # to start the processes
+        (alone,) = _at_once(pool, 1, config, seconds)
+        together = _at_once(pool, workers, config, seconds)
+    return sum(together) / alone
+
+
+def _at_once(pool: ProcessPoolExecutor, count: int, config: RunConfig, seconds: float) -> list[float]:
+    futures = [pool.submit(images_per_second, config, seconds) for _ in range(count)]
+    return [future.result() for future in futures]
