@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from saol_lib.cutmix import Mixed, paste
 from saol_lib.data import Batches, Split
 from saol_lib.layers import check_choice
-from saol_lib.localization.attention import mass_inside
+from saol_lib.localization.attention import area_share, mass_inside
 from saol_lib.localization.maps import look, raw_maps
 
 if TYPE_CHECKING:
@@ -84,26 +84,24 @@ class PairMeasures:
 
         Raises ValueError for classes outside 0..K-1, boxes outside the image, scores that are no numbers.
         """
-        height, width = images.shape[2:]
-        boxes = boxes.cpu()
+        size = tuple(images.shape[2:])
         pasted = pasted.cpu()
         base = base.cpu()
-        seen = [None if part is None else part.detach().cpu() for part in self._look(images, pasted, base)]
-        scores, attention, pasted_map, base_map = seen
+        on_device = self._look(images, pasted, base)
+        scores, attention, pasted_map, base_map = [_to_cpu(part) for part in on_device]
         self._check_numbers(scores)
 
-        patch = boxes - torch.tensor([0, 0, 1, 1])  # both ends inclusive
-        sides = boxes[:, 2:] - boxes[:, :2]
-        share = sides.prod(dim=1) / (height * width)
+        patch = boxes.cpu() - torch.tensor([0, 0, 1, 1])  # both ends inclusive
+        share = area_share(patch, size)
         both = torch.stack([_scores_of(scores, pasted), _scores_of(scores, base)], dim=1)
         predicted = both.softmax(dim=1)[:, 0]
-        own_pasted = _positive_inside(pasted_map, patch, (height, width), share)
-        own_base = 1 - _positive_inside(base_map, patch, (height, width), share)
-        if attention is None:
-            held = torch.full_like(own_pasted, torch.nan)
-        else:
-            held = mass_inside(attention, patch, (height, width))
-        self._rows.append(torch.stack([share, predicted, held, own_pasted, own_base], dim=1))
+        own_pasted = _positive_inside(pasted_map, patch, size, share)
+        own_base = 1 - _positive_inside(base_map, patch, size, share)
+        held = torch.full_like(own_pasted, torch.nan)
+        if attention is not None:
+            held = mass_inside(attention, patch, size)
+        row = [share, predicted, held, own_pasted, own_base]
+        self._rows.append(torch.stack(row, dim=1))
 
     def _look(self, images: Tensor, pasted: Tensor, base: Tensor) -> tuple[Tensor | None, ...]:
         """Scores (B, K), A or None, and the maps (B, Ho, Wo) of both classes: all that the device computes."""
@@ -137,6 +135,10 @@ class PairMeasures:
         if not self._rows:
             raise ValueError("no pair was measured; call update with at least one batch")
         return pd.DataFrame(torch.cat(self._rows).double().numpy(), columns=COLUMNS)
+
+
+def _to_cpu(part: Tensor | None) -> Tensor | None:
+    return None if part is None else part.detach().cpu()
 
 
 def _scores_of(scores: Tensor, classes: Tensor) -> Tensor:
