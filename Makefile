@@ -59,7 +59,7 @@ explore: notebooks/explorer.ipynb $(READY) ## the attention explorer in a browse
 	$(PY) -m voila notebooks/explorer.ipynb --Voila.ip=127.0.0.1 --Voila.config_file_paths=notebooks
 
 study: $(READY) ## train every run of PROFILE's study on DATA, several at a time; goes on where it stopped
-	$(PY) -m saol_lib.training.study --profile "$(PROFILE)" $(DATA_FLAG)
+	$(PY) -m saol_lib.training study --profile "$(PROFILE)" $(DATA_FLAG)
 
 claims: $(READY) ## write README's claims table anew from results/
 	$(PY) -m saol_lib.evidence

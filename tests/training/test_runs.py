@@ -1,5 +1,6 @@
 """The run store: files whole or not at all, runs and checkpoints there and back, and every way to damage one."""
 
+import dataclasses
 import errno
 import json
 import logging
@@ -9,17 +10,19 @@ import pickle
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
-from saol_lib.training import files, runs
-from saol_lib.training.checkpoints import load_checkpoint, save_checkpoint
+from saol_lib.training import checkpoints, files, run_study, runs, train
+from saol_lib.training.checkpoints import load_checkpoint, resume, save_checkpoint
 from saol_lib.training.config import RunConfig
 from saol_lib.training.files import write_json, write_whole
-from saol_lib.training.runs import Run, load_run, load_runs, save_run
+from saol_lib.training.runs import OtherData, Run, load_run, load_runs, save_run
 
 
 def make(seed=0, status="finished", **origin):
@@ -153,6 +156,58 @@ def test_damaged_run_file(tmp_path, content):
         assert "saol-s0-0123456789.json is not a readable run" in str(error.value) and "\n" not in str(error.value)
 
 
+def written(folder, change):
+    """A good run's file with something changed in it, under its first name."""
+    run = make()
+    save_run(folder, run)
+    path = folder / "runs" / f"{run.id}.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda v: v["config"].pop("arm"), "no arm and seed"),
+        (lambda v: v["config"].pop("seed"), "no arm and seed"),
+        (lambda v: v.update(config=None), "no arm and seed"),
+        (lambda v: v.update(metrics=None), "metrics and provenance must be tables"),
+        (lambda v: v.update(provenance=[]), "metrics and provenance must be tables"),
+        (lambda v: v.update(epochs=None), "epochs must be a list"),
+        (lambda v: v["metrics"].update(top1_gap_last=None), "its metric top1_gap_last is None, not a number"),
+        (lambda v: v["metrics"].update(top1_gap_last="12"), "its metric top1_gap_last is '12', not a number"),
+        (lambda v: v["metrics"].update(top1_gap_last=math.nan), "its metric top1_gap_last is nan, not a number"),
+        (lambda v: v.update(status="done"), "its status is 'done'"),
+        (lambda v: v["config"].update(lr=0.2), "was edited or renamed"),
+        (lambda v: v["config"].update(seed=7), "was edited or renamed"),
+    ],
+)
+def test_a_run_file_that_is_not_what_it_seems(tmp_path, change, sentence):
+    path = written(tmp_path, change)
+    for read in (lambda: load_run(path), lambda: load_runs(tmp_path)):
+        with pytest.raises(ValueError) as error:
+            read()
+        assert path.name in str(error.value) and sentence in str(error.value) and "\n" not in str(error.value)
+
+
+def test_every_committed_run_keeps_its_id():
+    """Ids and contents of what is published never change; `load_run` holds each config against its file's name."""
+    paths = sorted(files.RESULTS.glob("*/runs/*.json")) + sorted(files.RESULTS.glob("*/measures/*.json"))
+    committed = [path for path in paths if path.parts[-3] not in ("quick", "own")]
+    assert len(committed) >= 147
+    for path in committed:
+        run = load_run(path)
+        assert run.id == path.stem and run.status == "finished" and run.provenance["data"]
+
+
+def test_an_ordinary_install_writes_into_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "REPOSITORY", None)
+    monkeypatch.chdir(tmp_path)
+    assert files.resolve("results/own") == tmp_path / "results" / "own"
+
+
 def test_relative_results_lie_in_the_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert files.resolve("results/quick") == files.ROOT / "results" / "quick"
@@ -165,6 +220,85 @@ def test_provenance():
     missing = [name for name in runs.COMPUTING if not (files.LIBRARY / name).exists()]
     assert not missing
     assert runs.processor(torch.device("cpu"))
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def other_data(error, name):
+    """One sentence that names the run and says what to do."""
+    text = str(error.value)
+    assert f"run {name} was computed from other data" in text and "choose another results folder" in text
+    assert "\n" not in text
+    return True
+
+
+SMALL = {"dataset": "cifar10", "backbone": "resnet-8-8", "batch_size": 4, "epochs": 2, "arm": "gap_fc"}
+
+
+def image_tree(folder, order):
+    """Ten classes of two training images and one test image, each of one colour; `order` names the classes."""
+    for label, name in enumerate(order):
+        for part, count in (("train", 2), ("test", 1)):
+            (folder / part / name).mkdir(parents=True)
+            for number in range(count):
+                colour = (20 * label, 10 * number, 200 - 20 * label)
+                Image.new("RGB", (32, 32), colour).save(folder / part / name / f"{number}.png")
+    return str(folder)
+
+
+@pytest.fixture
+def two_folders(tmp_path):
+    """One data set, and the same with two class folders exchanged."""
+    names = [f"class{n}" for n in range(10)]
+    exchanged = [names[1], names[0], *names[2:]]
+    return image_tree(tmp_path / "a", names), image_tree(tmp_path / "b", exchanged)
+
+
+def test_a_finished_run_never_stands_in_for_other_data(tmp_path, two_folders, capsys, caplog):
+    first, other = (RunConfig(data_dir=folder, **SMALL) for folder in two_folders)
+    run = train(first, tmp_path / "results", progress=False)
+    assert train(first, tmp_path / "results", progress=False) == run
+
+    path = tmp_path / "results" / "runs" / f"{run.id}.json"
+    before = path.read_bytes()
+    for again in (
+        lambda: train(other, tmp_path / "results", progress=False),
+        lambda: run_study([other], tmp_path / "results"),
+    ):
+        with pytest.raises(OtherData) as error:
+            again()
+        assert other_data(error, run.id) and path.read_bytes() == before
+    assert train(other, tmp_path / "another", progress=False).provenance["data"] != run.provenance["data"]
+
+    capsys.readouterr()
+    not_given = dataclasses.replace(first, data_dir=None)
+    assert run_study([not_given], tmp_path / "results", progress=False) == [run]
+    assert capsys.readouterr().out.splitlines()[0].startswith("1 finished runs are shown as results/runs has them")
+
+
+def test_an_interrupted_run_never_goes_on_with_other_data(tmp_path, two_folders):
+    first, other = (RunConfig(data_dir=folder, **SMALL) for folder in two_folders)
+    results = tmp_path / "results"
+    whole = train(first, results, progress=False)
+    (results / "runs" / f"{whole.id}.json").unlink()
+    for path in (results / "checkpoints" / whole.id).glob("00002-*"):
+        path.unlink()
+
+    with pytest.raises(OtherData) as error:
+        train(other, results, progress=False)
+    assert other_data(error, whole.id) and not list(results.glob("runs/*.json"))
+    with pytest.raises(OtherData), ThreadPoolExecutor(1) as executor:
+        run_study([other], results, executor, progress=False)
+    assert not list(results.glob("runs/*.json")), "a refused request is no failed run"
+    assert train(first, results, progress=False).metrics == whole.metrics
+
+
+def test_one_id_with_two_data_folders_is_refused(tmp_path, two_folders):
+    configs = [RunConfig(data_dir=folder, **SMALL) for folder in two_folders]
+    with pytest.raises(ValueError, match=r"run gap_fc-s0-\w+ is asked for with two data folders"):
+        run_study(configs, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
@@ -303,6 +437,33 @@ def test_full_disk_keeps_the_earlier_checkpoints(folder, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(folder, (4, 0), tensors(4), {})
     assert loaded(folder) == 3 and len(list(folder.iterdir())) == 4
+
+
+def test_a_checkpoint_of_other_sources_is_told(folder, caplog, monkeypatch):
+    assert resume(folder, "any data")[1]["sources"] == runs.source_hash()
+    assert not caplog.records
+    monkeypatch.setattr(checkpoints, "source_hash", lambda: "0123456789abcdef")
+    assert loaded(folder) == 3 and not caplog.records, "to look at weights is not to go on"
+    assert resume(folder, "any data")
+    (record,) = caplog.records
+    told = record.getMessage()
+    assert "saol-s0-0123456789 goes on from a checkpoint of other sources" in told and "0123456789abcdef" in told
+
+
+def test_a_checkpoint_of_other_data_is_refused(folder):
+    save_checkpoint(folder, (4, 0), tensors(4), {"data": "aaaa"})
+    assert load_checkpoint(folder, "aaaa") and load_checkpoint(folder)
+    with pytest.raises(OtherData) as error:
+        load_checkpoint(folder, "bbbb")
+    assert other_data(error, folder.name)
+
+
+def test_who_is_in_training(folder):
+    results = folder.parents[1]
+    assert checkpoints.in_training(results) == []
+    with checkpoints.lock(folder):
+        assert checkpoints.in_training(results) == [folder.name]
+    assert checkpoints.in_training(results) == []
 
 
 def test_no_checkpoint(tmp_path):

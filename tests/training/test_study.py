@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -181,6 +183,59 @@ def test_cores_are_counted_where_the_system_tells_no_affinity(monkeypatch):
     assert workers.usable_cores() == 3
 
 
+# --- equal ids, and two studies on one folder ------------------------------------------------------------------------
+
+
+def test_configs_with_one_id_are_one_run(tmp_path):
+    """Where a run happens is no part of its id: both get the one run, and neither finds it busy."""
+    configs = [RunConfig(**TINY), RunConfig(device="cpu", **TINY), RunConfig(workers=1, **TINY)]
+    executor = Direct()
+    found = run_study(configs, tmp_path, executor, progress=False)
+    assert len(executor.asked) == 1 and [run.status for run in found] == ["finished"] * 3
+    assert len({run.id for run in found}) == 1
+
+
+def test_a_run_that_another_study_trains_is_waited_for(tmp_path, monkeypatch, capsys):
+    """The other one finishes it; what starts from it is trained here, and nothing is recorded as failed."""
+    monkeypatch.setattr(study, "POLL", 0.2)
+    first = RunConfig(**TINY)
+    name = run_id(first.identity())
+    tuned = RunConfig(arm="saol", start=name, **TINY)
+    train(first, tmp_path / "other", progress=False)
+    folder = tmp_path / "results" / "checkpoints" / name
+    folder.mkdir(parents=True)
+    held = threading.Event()
+
+    def other_study():
+        with FileLock(folder / "lock"):
+            held.set()
+            time.sleep(1.5)
+            for kind in ("checkpoints", "runs"):
+                shutil.copytree(tmp_path / "other" / kind, tmp_path / "results" / kind, dirs_exist_ok=True)
+
+    other = threading.Thread(target=other_study)
+    other.start()
+    held.wait()
+    found = run_study([tuned, first], tmp_path / "results", Direct())
+    other.join()
+    assert [run.status for run in found] == ["finished", "finished"]
+    same(found[1], load_run(path_of(tmp_path / "other", first)))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{name} is being trained by another process; waiting for it"
+    assert sum("waiting" in line for line in lines) == 1
+
+
+@pytest.mark.faults
+def test_two_studies_at_once_on_one_folder(tmp_path):
+    profile(tmp_path, arms=["gap_fc", "saol_sd"], seeds=[0, 1], **TINY | {"train_images": 1000, "epochs": 4})
+    both = [shell(tmp_path), shell(tmp_path)]
+    ended = [(process.communicate(timeout=280), process.returncode) for process in both]
+    assert [code for _, code in ended] == [0, 0], ended
+    assert len(load_runs(tmp_path / "results" / "tiny")) == 4
+    trained = [line for (out, _), _ in ended for line in out.splitlines() if "waiting" not in line]
+    assert not [line for line in trained if "failed" in line]
+
+
 # --- failures --------------------------------------------------------------------------------------------------------
 
 
@@ -209,6 +264,16 @@ def test_a_run_that_another_process_trains_is_not_recorded_as_failed(tmp_path):
     with FileLock(folder / "lock"):
         assert train_one(config, tmp_path) is None
     assert not path_of(tmp_path, config).exists()
+
+
+@pytest.mark.parametrize("content", ["half of a fi", '{"status": "finished"}'])
+def test_a_failure_never_replaces_what_is_there(tmp_path, content):
+    config = RunConfig(**TINY)
+    path = path_of(tmp_path, config)
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    run = train_one(config, tmp_path)
+    assert run.status == "failed" and "is not a readable run" in run.error and path.read_text() == content
 
 
 def test_a_failure_that_cannot_be_recorded_does_not_stop_the_others(tmp_path, caplog):
@@ -244,6 +309,26 @@ def test_a_process_pool_of_ones_own(tmp_path):
         found = run_study(configs, tmp_path / "pool", pool, progress=False)
         assert pool.submit(abs, -1).result() == 1  # it stays the user's
     same(found[0], train(configs[0], tmp_path / "here", progress=False))
+
+
+def test_threads(tmp_path):
+    """Torch's random generator belongs to the process: runs in threads take turns, and every number stays the same."""
+    configs = grid(["saol_cutmix_ss_sd", "gap_fc"], [0, 1], **TINY)
+    with ThreadPoolExecutor(4) as executor:
+        found = run_study(configs, tmp_path / "threads", executor, progress=False)
+    assert [run.status for run in found] == ["finished"] * 4
+    for config, run in zip(configs, found, strict=True):
+        same(run, train(config, tmp_path / "here", progress=False))
+
+
+def test_dask_threads(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    configs = grid(["saol", "gap_fc"], [0, 1], **TINY)
+    options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
+        found = run_study(configs, tmp_path / "threads", client.get_executor(), progress=False)
+    for config, run in zip(configs, found, strict=True):
+        same(run, train(config, tmp_path / "here", progress=False))
 
 
 def test_dask_cluster(tmp_path):
@@ -283,6 +368,72 @@ def profile(root, **values):
     return folder
 
 
+STUDY = {
+    "results": "results/here",
+    "common": {"dataset": "digits", "batch_size": 50},
+    "grids": [
+        {"epochs": 2, "arms": ["gap_fc", "saol"], "seeds": [0, 1]},
+        {"epochs": 3, "arms": ["gap_fc"], "seeds": [0]},
+        {"epochs": 2, "arms": ["gap_fc"], "seeds": [0, 1]},  # again: each run once
+    ],
+}
+
+
+def study_file(root, **changes):
+    folder = root / "notebooks" / "profiles" / "tiny"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.yaml").write_text(yaml.safe_dump(STUDY | changes))
+    return folder
+
+
+def test_study_yaml_names_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    folder = study_file(tmp_path)
+    configs, results = study_configs("tiny", "/data")
+    asked = [(c.epochs, c.arm, c.seed) for c in configs]
+    assert asked == [(2, "gap_fc", 0), (2, "gap_fc", 1), (2, "saol", 0), (2, "saol", 1), (3, "gap_fc", 0)]
+    assert {c.batch_size for c in configs} == {50} and {c.data_dir for c in configs} == {"/data"}
+    assert results == "results/here"
+
+    beside = {"results": "results/here", "arms": ["abn"], "seeds": [4], "dataset": "digits"}
+    (folder / "04.yaml").write_text(yaml.safe_dump(beside))
+    assert [(c.arm, c.seed) for c in study_configs("tiny")[0]].count(("abn", 4)) == 1
+
+    (folder / "04.yaml").write_text(yaml.safe_dump(beside | {"results": "results/there"}))
+    with pytest.raises(ValueError, match=r"names 2 results folders \(04.yaml: results/there, study.yaml: results/here"):
+        study_configs("tiny")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"grid": []}, "has results, common, grids, grid: expected exactly results, common and grids"),
+        ({"results": 7}, "results=7 must be a folder"),
+        ({"common": []}, "common=[] must be lines"),
+        ({"grids": []}, "grids=[] must be a list of at least one grid"),
+        ({"grids": {"arms": ["saol"], "seeds": [0]}}, "must be a list of at least one grid"),
+        ({"grids": ["saol"]}, "grid 1 is 'saol'; expected a table"),
+        ({"grids": [{"arms": ["saol"]}]}, "grid 1 needs arms and seeds"),
+        ({"grids": [{"arms": ["saul"], "seeds": [0]}]}, "saul"),
+        ({"grids": [{"arms": ["saol"], "seeds": [0], "epocs": 1}]}, "did you mean epochs?"),
+        ({"grids": [{"arms": ["saol"], "seeds": [0], "epochs": "1"}]}, "epochs='1'"),
+    ],
+)
+def test_a_wrong_study_yaml_is_one_sentence(tmp_path, monkeypatch, changes, sentence):
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    study_file(tmp_path, **changes)
+    with pytest.raises(ValueError) as error:
+        study_configs("tiny")
+    assert str(error.value).startswith("profile file tiny/study.yaml") and sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_pilots_study_has_the_runs_of_notebook_04_and_of_its_grids():
+    configs, results = study_configs("pilot")
+    assert results == "results/pilot" and len(configs) >= 54
+    assert {(c.train_images, c.epochs) for c in configs} >= {(5000, 30), (5000, 60), (5000, 100), (10000, 60)}
+
+
 def test_study_configs_reads_the_profile(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "ROOT", tmp_path)
     folder = profile(
@@ -310,7 +461,8 @@ def test_study_configs_reads_the_profile(tmp_path, monkeypatch):
 def shell(root, *arguments):
     (root / "main.py").write_text(MAIN)
     command = [sys.executable, "-u", str(root / "main.py"), str(root), "--profile", "tiny", *arguments]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=ENVIRONMENT, process_group=0, **pipes)
 
 
 def test_bad_input_from_a_shell_is_one_sentence(tmp_path):
@@ -395,6 +547,35 @@ def go_on(root, monkeypatch):
     assert len(starts) == 4 - len(finished)
     config = next(iter(positions))
     same(load_run(path_of(results, config)), train(config, root / "whole", progress=False))
+
+
+NO_GUARD = """
+from saol_lib import RunConfig, run_study
+run_study([RunConfig(train_images=200, epochs=1, backbone="resnet-8-8", seed=seed) for seed in (0, 1)], "RESULTS")
+"""
+
+
+def test_a_script_without_a_main_guard_is_told(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(NO_GUARD.replace("RESULTS", str(tmp_path / "results")))
+    done = subprocess.run([sys.executable, str(script)], env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and 'if __name__ == "__main__":' in last and "worker process died" in last
+    assert "freeze_support" not in done.stderr
+
+
+@linux
+@pytest.mark.faults
+def test_ctrl_c_in_a_terminal_stops_at_once(tmp_path, monkeypatch):
+    """It reaches every process of the group: workers write a checkpoint and take no other run."""
+    process, workers = begin(tmp_path)
+    os.killpg(process.pid, signal.SIGINT)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=200)
+    assert time.monotonic() - began < 15 and gone(workers, 5)
+    assert process.returncode == 1 and errors.strip().splitlines()[-1].startswith("stopped; the same command goes on")
+    assert "Traceback" not in errors
+    go_on(tmp_path, monkeypatch)
 
 
 @linux
