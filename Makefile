@@ -20,7 +20,8 @@ AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider
 TWO = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup replicate test test-faults test-browser lab explore study claims refresh lint lint-js format check-venv
+.PHONY: help setup replicate test test-faults test-numeric test-browser lab explore study claims refresh lint lint-js \
+	format check-venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,20 +35,23 @@ help: ## this list
 setup: $(READY) ## make .venv with the pinned packages, or check that of VENV (6 GB, some 4 minutes)
 
 replicate: $(READY) ## run every numbered notebook in PROFILE, on DATA if given; executed copies go to results/PROFILE
-	@if [ "$(PROFILE)" = quick ]; then rm -rf results/quick; fi
 	@$(PY) notebooks/run.py replicate --profile "$(PROFILE)" $(DATA_FLAG) $(if $(ONLY),--only "$(ONLY)")
 
 test: $(READY) ## everything that CI checks: style, tests, notebooks, claims; stops at the first failure
-	@rm -rf results/quick
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) notebooks/run.py check
 	$(PY) -m saol_lib.evidence --check
-	$(PY) -m pytest $(TWO) $(NBVAL) tests notebooks/[0-9]*.ipynb
+	$(PY) notebooks/run.py alone $(PY) -m pytest $(TWO) $(NBVAL) tests notebooks/[0-9]*.ipynb
 	@echo "Passed: ruff, notebooks normalised, README's claims up to date, pytest, notebooks executed."
 
 test-faults: $(READY) ## the long fault-injection tests (kill -9, full disk, damaged checkpoints)
 	$(PY) -m pytest -m faults tests
+
+test-numeric: $(READY) ## the numeric tests with each instruction set of oneDNN, and with one and two threads
+	@for isa in SSE41 AVX2 AVX512_CORE AVX512_CORE_BF16; do for threads in 1 2; do \
+	echo "== ONEDNN_MAX_CPU_ISA=$$isa, $$threads threads"; \
+	ONEDNN_MAX_CPU_ISA=$$isa TEST_THREADS=$$threads $(PY) -m pytest -q -m numeric tests || exit 1; done; done
 
 test-browser: $(READY) ## of these the explorer in JupyterLab and Voila alone, driven in Debian's chromium
 	$(PY) -m pytest -m browser tests/explorer/test_explorer_browser.py
@@ -65,7 +69,6 @@ claims: $(READY) ## write README's claims table anew from results/
 	$(PY) -m saol_lib.evidence
 
 refresh: $(READY) ## execute all notebooks in place, quick profile, and normalise them
-	@rm -rf results/quick
 	$(PY) notebooks/run.py refresh
 
 lint: $(READY) ## look for faults of style

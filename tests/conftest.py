@@ -1,10 +1,12 @@
 """Settings of all tests: one thread, the same hypothesis examples every time, and what may run side by side."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 settings.register_profile(
     "saol",
     deadline=None,
@@ -17,6 +19,8 @@ settings.load_profile("saol")
 
 FIRST = ["01", "02", "test_study", "test_training", "test_distributed", "test_explorer_browser", "06", "test_faults"]
 LAST = ["03", "04"]  # notebooks that read what 02 and 01 have trained
+# What must say the same with every instruction set and number of threads: make test-numeric.
+NUMERIC = ["test_layers", "test_cutmix", "test_losses", "test_attach"]
 
 
 def place(item):
@@ -25,8 +29,11 @@ def place(item):
     return [*FIRST, None, *LAST].index(name if name in FIRST + LAST else None)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items):
     items.sort(key=place)
     for item in items:
+        if item.path.stem in NUMERIC:
+            item.add_marker(pytest.mark.numeric)
         if item.path.suffix == ".ipynb":
             item.add_marker(pytest.mark.timeout(0))  # nbval's own limit is for each cell

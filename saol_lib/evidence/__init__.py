@@ -3,6 +3,7 @@
 from importlib import import_module
 
 _HOME = {
+    "checks": ("CheckFailed", "check"),
     "statistics": ("Comparison", "compare"),
     "claims": ("load_claims", "verdicts"),
     "tables": ("ARMS_IN_WORDS", "paired", "summary"),

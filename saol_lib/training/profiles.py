@@ -4,12 +4,13 @@
 that belong to no notebook: `{results, common: {...}, grids: [{...overrides, arms, seeds}]}`.
 """
 
+import dataclasses
 from pathlib import Path
 
 import yaml
 
 from saol_lib.training import files
-from saol_lib.training.config import RunConfig, grid
+from saol_lib.training.config import RunConfig, finetuning, grid
 from saol_lib.training.runs import run_id
 
 STUDY = "study.yaml"
@@ -42,23 +43,45 @@ def study_configs(profile: str, data_dir: str | None = None) -> tuple[list[RunCo
 
 
 def read_runs(path: Path, data_dir: str | None = None) -> tuple[list[RunConfig], str]:
-    """The runs that one profile file names (none: it is no file of a study), and their results folder."""
-    where = f"profile file {path.parent.name}/{path.name}"
+    """The runs of a study that one profile file names, and their results folder; none where it names no study.
+
+    Fine-tuning (`trained`) has an order of its own, which its notebook keeps: it is no study, see `notebook_runs`.
+    """
     values = read_yaml(path)
-    if path.name == STUDY:
-        results, tables = _study_tables(values, where)
-    else:
-        results, tables = _notebook_tables(values)
+    if path.name != STUDY and "trained" in values:
+        return [], _results(path, values)
+    return notebook_runs(path, data_dir)
+
+
+def notebook_runs(path: Path, data_dir: str | None = None) -> tuple[list[RunConfig], str]:
+    """Every run that one profile file names, fine-tuning in the order of its stages, and their results folder."""
+    values = read_yaml(path)
+    where = f"profile file {path.parent.name}/{path.name}"
+    tables = _study_tables(values, where) if path.name == STUDY else _notebook_tables(values)
 
     configs = []
     for table in tables:
         if data_dir:
             table = table | {"data_dir": data_dir}
         try:
-            configs += grid(**table)
+            configs += _configs(table)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{where}: {error}") from None
-    return configs, results or f"results/{path.parent.name}"
+    return configs, _results(path, values)
+
+
+def _configs(table: dict) -> list[RunConfig]:
+    for name in ("arms", "seeds"):
+        if not isinstance(table[name], list):
+            raise ValueError(f"{name}={table[name]!r} must be a list, as in [{table[name]}]")
+    if "trained" not in table:
+        return grid(**table)
+    stages = finetuning(**table)
+    return [config for stage in stages.values() for config in stage]
+
+
+def _results(path: Path, values: dict) -> str:
+    return values.get("results") or f"results/{path.parent.name}"
 
 
 def read_yaml(path: Path) -> dict:
@@ -77,15 +100,16 @@ def read_yaml(path: Path) -> dict:
     return values
 
 
-def _notebook_tables(values: dict) -> tuple[str | None, list[dict]]:
-    """Fine-tuning (`trained`) has an order of its own, which its notebook keeps: it is no study."""
-    if "arms" not in values or "trained" in values:
-        return None, []
-    known = {name: value for name, value in values.items() if name not in ("profile", "results", "num_processes")}
-    return values.get("results"), [known]
+def _notebook_tables(values: dict) -> list[dict]:
+    """A notebook's parameters that are fields of a config, where it names arms; it has others of its own."""
+    if not {"arms", "seeds"} <= values.keys():
+        return []
+    fields = {field.name for field in dataclasses.fields(RunConfig)}
+    wanted = fields | {"arms", "seeds", "trained"}
+    return [{name: value for name, value in values.items() if name in wanted}]
 
 
-def _study_tables(values: dict, where: str) -> tuple[str, list[dict]]:
+def _study_tables(values: dict, where: str) -> list[dict]:
     if set(values) != {"results", "common", "grids"}:
         named = ", ".join(map(str, values)) or "nothing"
         raise ValueError(f"{where} has {named}: expected exactly results, common and grids")
@@ -105,4 +129,4 @@ def _study_tables(values: dict, where: str) -> tuple[str, list[dict]]:
         if not {"arms", "seeds"} <= table.keys():
             raise ValueError(f"{where}: grid {number} needs arms and seeds; it has {', '.join(table)}")
         tables.append(table)
-    return results, tables
+    return tables
