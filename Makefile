@@ -20,8 +20,7 @@ AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider
 TWO = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup replicate test test-faults test-numeric test-browser lab explore study claims refresh lint lint-js \
-	format check-venv
+.PHONY: help setup replicate test test-faults test-numeric test-browser lab explore study claims refresh lint lint-js format check-venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

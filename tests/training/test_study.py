@@ -204,12 +204,14 @@ def test_a_run_that_another_study_trains_is_waited_for(tmp_path, monkeypatch, ca
     train(first, tmp_path / "other", progress=False)
     folder = tmp_path / "results" / "checkpoints" / name
     folder.mkdir(parents=True)
-    held = threading.Event()
+    held, waited = threading.Event(), threading.Event()
+    told = study._Study._wait_for_another
+    monkeypatch.setattr(study._Study, "_wait_for_another", lambda self, name: (told(self, name), waited.set()))
 
     def other_study():
         with FileLock(folder / "lock"):
             held.set()
-            time.sleep(1.5)
+            waited.wait()
             for kind in ("checkpoints", "runs"):
                 shutil.copytree(tmp_path / "other" / kind, tmp_path / "results" / kind, dirs_exist_ok=True)
 
