@@ -111,7 +111,7 @@ def _notebook_tables(values: dict) -> list[dict]:
 
 def _study_tables(values: dict, where: str) -> list[dict]:
     if set(values) != {"results", "common", "grids"}:
-        named = ", ".join(map(str, values)) or "nothing"
+        named = ", ".join(sorted(map(str, values))) or "nothing"
         raise ValueError(f"{where} has {named}: expected exactly results, common and grids")
     results, common, grids = values["results"], values["common"], values["grids"]
     if not isinstance(results, str):

@@ -409,7 +409,7 @@ def test_study_yaml_names_runs(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"grid": []}, "has results, common, grids, grid: expected exactly results, common and grids"),
+        ({"grid": []}, "has common, grid, grids, results: expected exactly results, common and grids"),
         ({"results": 7}, "results=7 must be a folder"),
         ({"common": []}, "common=[] must be lines"),
         ({"grids": []}, "grids=[] must be a list of at least one grid"),
