@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 import papermill
 import psutil
 from filelock import FileLock, Timeout
@@ -25,7 +24,8 @@ from gate import NOTEBOOKS, RESULTS, check, defaults, normalise, one_line, profi
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from saol_lib.training import in_training, load_runs, notebook_runs, setting
+from saol_lib.evidence import summary
+from saol_lib.training import in_training, load_runs, notebook_runs
 from saol_lib.training.runs import load_finished, run_id, source_hash
 
 QUICK = "quick"
@@ -214,7 +214,7 @@ def replicate(profile, folder=NOTEBOOKS, results=RESULTS, data=None, only=None):
                 failures.append((path.name, *failure))
 
     print(f"\nNotebooks, profile {profile}", *lines, f"Figures: {show(home / 'figures')}", sep="\n")
-    print(arms_table(home), flush=True)
+    print(summary(load_runs(home.resolve())), flush=True)
     for name, cell, error in failures:
         kept = show(home / "failed" / name)
         print(f"FAILED {name}\n  cell {cell}\n  {error}\n  executed as far as that: {kept}", file=sys.stderr)
@@ -235,24 +235,6 @@ def _replicate_one(path, profile, parameters, copy):
     if failure is None:
         return f"{seconds:6.0f} s  {show(copy)}", None
     return f"{seconds:6.0f} s  failed; an earlier copy stays as it was", failure
-
-
-def arms_table(home):
-    """Mean last-epoch accuracy of both output layers over the finished runs of a results folder, as text.
-
-    Runs share a line if only their seed differs; settings that differ within the folder are columns.
-    """
-    runs = load_runs(home.resolve())
-    if not runs:
-        return "Arms: no finished run"
-
-    config = pd.DataFrame([setting(run.config) for run in runs]).drop(columns="seed").astype(str)
-    differing = [key for key in config if key != "arm" and config[key].nunique() > 1]
-    by = ["arm", *differing]
-    metrics = pd.DataFrame([run.metrics for run in runs]).reindex(columns=["top1_gap_last", "top1_saol_last"])
-    groups = config[by].join(metrics).groupby(by, sort=False, dropna=False)
-    table = groups.mean().round(2).assign(runs=groups.size()).reset_index()
-    return "Arms: mean top-1 of the last epoch, percent\n" + table.to_string(index=False, na_rep="-")
 
 
 def refresh(paths, results=RESULTS):
