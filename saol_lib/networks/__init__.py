@@ -1,19 +1,27 @@
 """Networks by name, their weights, what they cost, and SAOL's peers."""
 
-from saol_lib.networks.backbones import Backbone, build_backbone
+from saol_lib.networks.abn import ABN
+from saol_lib.networks.backbones import Backbone, Scaling, build_backbone, check_backbone
 from saol_lib.networks.build import build_model
-from saol_lib.networks.enlarge import enlarge, multiply_adds
-from saol_lib.networks.peers import ABN, ShakeDrop, add_shakedrop
-from saol_lib.networks.weights import load_weights
+from saol_lib.networks.counting import multiply_adds
+from saol_lib.networks.enlarge import enlarge
+from saol_lib.networks.shakedrop import ShakeDrop, add_shakedrop
+from saol_lib.networks.weights import find_weights, load_weights, read_weights, start_from, weights_fingerprint
 
 __all__ = [
     "ABN",
     "Backbone",
+    "Scaling",
     "ShakeDrop",
     "add_shakedrop",
     "build_backbone",
     "build_model",
+    "check_backbone",
     "enlarge",
+    "find_weights",
     "load_weights",
     "multiply_adds",
+    "read_weights",
+    "start_from",
+    "weights_fingerprint",
 ]

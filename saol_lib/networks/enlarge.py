@@ -1,12 +1,11 @@
-"""The last stage's stride taken out, and what a network costs."""
+"""The last stage's stride taken out."""
 
 from copy import deepcopy
 
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from saol_lib.attach import SAOLNet, fake_image
-from saol_lib.networks.peers import ABN
+from saol_lib.networks.abn import ABN
 
 
 def enlarge(model: SAOLNet | ABN, dilation: bool = False) -> SAOLNet | ABN:
@@ -47,10 +46,3 @@ def _look_shape(model: nn.Module) -> tuple[int, ...]:
     """The shape (C, H, W) of X_L for one image of 224x224, without computing anything."""
     with fake_image(model) as image:
         return tuple(model.look(image)[1].shape[1:])
-
-
-def multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
-    """Multiply-adds of one image (H, W) in evaluation mode, counted by torch without computing; works on meta too."""
-    with fake_image(model, size) as image, FlopCounterMode(display=False) as counter:
-        model(image)
-    return counter.get_total_flops() // 2

@@ -5,12 +5,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
-
 from saol_lib import cutmix, data
 from saol_lib.layers import SaolOptions, check_choice, check_options, nearest, option
 from saol_lib.losses import LossOptions
-from saol_lib.networks.backbones import build_backbone
+from saol_lib.networks import check_backbone
 from saol_lib.training.runs import run_id
 
 
@@ -117,8 +115,7 @@ class RunConfig(SaolOptions, LossOptions):
             raise ValueError(f"classes={self.classes}: only (tiny-)imagenet can give fewer classes, 2 to {self._most}")
         if (self.dilation and not self.enlarge) or (self.pretrained and self.start):
             raise ValueError("dilation goes with enlarge=True, and pretrained does not go with start; leave one out")
-        with torch.device("meta"):
-            build_backbone(self.backbone, self.num_classes)
+        check_backbone(self.backbone)
 
     @classmethod
     def of(cls, **values) -> "RunConfig":

@@ -9,10 +9,7 @@ from torch import Tensor, nn
 from saol_lib.attach import SAOLNet
 from saol_lib.cutmix import Mixed, mix, unmixed
 from saol_lib.data import FLIPS, Batches, Dataset, Files, Stream, mean_and_std, select
-from saol_lib.networks.build import build_model
-from saol_lib.networks.enlarge import enlarge
-from saol_lib.networks.peers import ABN
-from saol_lib.networks.weights import load_weights
+from saol_lib.networks import ABN, build_model, enlarge, load_weights
 from saol_lib.training import checkpoints, runs
 from saol_lib.training.config import ARMS, RunConfig
 from saol_lib.training.runs import Run

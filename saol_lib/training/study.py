@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from saol_lib.networks.enlarge import multiply_adds
+from saol_lib.networks import multiply_adds
 from saol_lib.training import workers
 from saol_lib.training.config import RunConfig
 from saol_lib.training.files import OWN, resolve

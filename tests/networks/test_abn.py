@@ -1,4 +1,4 @@
-"""ABN against its literal composition and its known cost; ShakeDrop's factors, expectations and draws."""
+"""ABN against its literal composition and its known cost."""
 
 import re
 
@@ -6,14 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models.feature_extraction import create_feature_extractor
 
-from saol_lib.networks.backbones import build_backbone
-from saol_lib.networks.build import build_model
-from saol_lib.networks.enlarge import multiply_adds
-from saol_lib.networks.peers import ABN, ShakeDrop, without_stride
-from saol_lib.training.config import RunConfig
-from saol_lib.training.loop import train
+from saol_lib.networks import ABN, build_backbone, build_model, multiply_adds
+from saol_lib.networks.abn import without_stride
 
 NAMES = ["resnet-8-8", "wrn-10-1", "densenet-bc-10-12", "pyramidnet-8-12", "pyramidnet-bn-11-12",
          "pyramidnet-shakedrop-8-12", "resnet18", "resnext50_32x4d"]  # fmt: skip
@@ -34,15 +29,12 @@ def shaken(model, seed=0):
     return model.eval()
 
 
-# --- ABN -------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "first", "end"), [("resnet18", 4, 5), ("wrn-10-1", 3, 5), ("densenet-bc-10-12", 3, 5)]
 )
 def test_abn_is_its_literal_composition(name, first, end):
     """The definition of facts: x, its branch at stride 1, M, x * (1 + M), written out with functional calls."""
-    network, nodes = build_backbone(name, 5)
+    network, nodes, _ = build_backbone(name, 5)
     model = shaken(ABN(network, nodes, 5))
     x = images(2, 3, 32, 32)
     children = list(getattr(network, "features", network).children())
@@ -112,7 +104,7 @@ def test_one_seed_gives_one_abn_and_leaves_torch_alone():
 
 
 def test_a_classifier_for_other_classes_is_replaced():
-    network, nodes = build_backbone("resnet-8", 6)
+    network, nodes, _ = build_backbone("resnet-8", 6)
     assert ABN(network, nodes, 3).gap.out_features == 3 and network.output.out_features == 6
 
 
@@ -129,7 +121,7 @@ def test_cost_at_224_is_the_known_one(name, total):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_stride_keeps_size_weights_and_the_original(name):
-    network, nodes = build_backbone(name, 4)
+    network, nodes, _ = build_backbone(name, 4)
     stage = network.get_submodule("layer4" if nodes[-1] == "layer4" else "features.stage3")
     x = images(1, next(m for m in stage.modules() if isinstance(m, nn.Conv2d)).in_channels, 8, 6)
     before = stage.eval()(x).detach()
@@ -143,108 +135,9 @@ def test_without_stride_keeps_size_weights_and_the_original(name):
     [
         (lambda: build_model("resnet-8", 4, heads=("abn", "gap")), "build_model also takes ('abn',)"),
         (lambda: build_model("resnet-8", 4, heads=("abn",))(torch.zeros(2, 1, 32, 32)), "expected (B, 3, H, W)"),
-        (lambda: ShakeDrop(0.5, "pixel"), "per='pixel' is not known; choose one of 'sample', 'batch'"),
-        (lambda: ShakeDrop(1.5), "keep=1.5 must be a probability, 0 to 1"),
-        (lambda: build_model("pyramidnet-shakedrop-21-48", 4), "depth 21 must be 6n + 2"),
-        (lambda: build_model("pyramidnet-shakedrop-pixel-20-48", 4), "is not known; write for example"),
     ],
 )
 def test_bad_input_gets_one_sentence(call, message):
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         call()
     assert "\n" not in str(caught.value)
-
-
-# --- ShakeDrop -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("keep", [0.0, 0.5, 0.8, 1.0])
-def test_shakedrop_means_p_forward_and_at_test(keep):
-    """E[b + a - b a] = p, E[b + c - b c] = p + (1 - p) / 2; the standard errors over 20,000 draws are under 0.006."""
-    torch.manual_seed(0)
-    y = torch.ones(20000, 1, 1, 1, requires_grad=True)
-    layer = ShakeDrop(keep)
-    out = layer(y)
-    out.sum().backward()
-    assert out.mean().item() == pytest.approx(keep, abs=0.02)
-    assert y.grad.mean().item() == pytest.approx((1 + keep) / 2, abs=0.02)
-    assert (out.max() <= 1 + 1e-6) and (out.min() >= -1 - 1e-6) and (y.grad.min() >= 0)
-    assert torch.equal(layer.eval()(y), keep * y)
-
-
-class Twin(torch.autograd.Function):
-    """The definition, literally: one factor forward, another one backward."""
-
-    @staticmethod
-    def forward(ctx, y, b, alpha, beta):
-        ctx.factor = b + beta - b * beta
-        return (b + alpha - b * alpha) * y
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return ctx.factor * gradient, None, None, None
-
-
-@pytest.mark.parametrize("per", ["sample", "batch"])
-@pytest.mark.parametrize("seed", range(5))
-def test_shakedrop_is_the_literal_function(per, seed):
-    y, weights = images(6, 3, 4, 5, seed=seed).double(), images(6, 3, 4, 5, seed=seed + 9).double()
-    ours, theirs = y.clone().requires_grad_(), y.clone().requires_grad_()
-    torch.manual_seed(seed)
-    out = ShakeDrop(0.2, per)(ours)
-    torch.manual_seed(seed)
-    shape = (6 if per == "sample" else 1, 1, 1, 1)
-    b = torch.bernoulli(torch.full(shape, 0.2, dtype=torch.float64))
-    alpha = 2 * torch.rand(shape, dtype=torch.float64) - 1
-    twin = Twin.apply(theirs, b, alpha, torch.rand(shape, dtype=torch.float64))
-    torch.testing.assert_close(out, twin)
-    (out * weights).sum().backward(), (twin * weights).sum().backward()
-    torch.testing.assert_close(ours.grad, theirs.grad)
-    factors = (out / ours).flatten(1)
-    torch.testing.assert_close(factors, factors[:, :1].expand_as(factors))  # one for a whole sample
-    torch.testing.assert_close(factors.amax(0), factors.amin(0)) if per == "batch" else None
-    assert per == "batch" or factors[:, 0].round(decimals=9).unique().numel() > 1
-
-
-@pytest.mark.parametrize(("infix", "per"), [("", "sample"), ("batch-", "batch")])
-def test_shakedrop_in_pyramidnet(infix, per):
-    with torch.random.fork_rng():
-        model = (torch.manual_seed(0), build_backbone(f"pyramidnet-shakedrop-{infix}20-48", 10).network)[1]
-        plain = (torch.manual_seed(0), build_backbone("pyramidnet-20-48", 10).network)[1]
-    layers = [m for m in model.modules() if isinstance(m, ShakeDrop)]
-    assert [layer.keep for layer in layers] == pytest.approx([1 - unit / 9 * 0.5 for unit in range(1, 10)])
-    assert {layer.per for layer in layers} == {per}
-    first = dict(plain.named_parameters())
-    assert all(torch.equal(p, first[re.sub(r"unit(\d)\.bn\.0", r"unit\1.bn", n)]) for n, p in model.named_parameters())
-    for layer in layers:
-        layer.keep = 1.0  # nothing dropped: the plain network
-    x = images(4, 3, 32, 32)
-    torch.testing.assert_close(model.train()(x), plain.train()(x))
-    torch.testing.assert_close(model.eval()(x), plain.eval()(x))
-
-
-@pytest.mark.parametrize("name", ["pyramidnet-shakedrop-8-12", "pyramidnet-bn-shakedrop-batch-11-12"])
-def test_fx_traces_the_draws_of_training_and_none_of_evaluation(name):
-    network, nodes = build_backbone(name, 4)
-    body = create_feature_extractor(network, [nodes[-1]], suppress_diff_warning=True)
-    x = images(3, 3, 32, 32)
-    drawn = []
-    for mode in (True, False):
-        body.train(mode), network.train(mode)
-        torch.manual_seed(1)
-        first = body(x)[nodes[-1]]
-        drawn.append(not body(x)[nodes[-1]].equal(first))
-    assert drawn == [True, False]
-    torch.manual_seed(1)
-    a = body.train()(x)[nodes[-1]]
-    torch.manual_seed(1)
-    assert a.equal(network.train().features[:-1](x))
-
-
-def test_a_shakedrop_network_trains_and_evaluates_alike_twice(tmp_path):
-    values = {"backbone": "pyramidnet-shakedrop-20-48", "train_images": 20, "batch_size": 20, "epochs": 1,
-              "eval_split": "held_out", "held_out": 50}  # fmt: skip
-    runs = [train(RunConfig(arm="saol", **values), tmp_path / str(i), progress=False) for i in range(2)]
-    assert runs[0].metrics == runs[1].metrics and runs[0].epochs == runs[1].epochs
-    model, x = build_model("pyramidnet-shakedrop-20-48", 10, seed=0).eval(), images(2, 3, 32, 32)
-    assert model(x).gap_logits.equal(model(x).gap_logits)
