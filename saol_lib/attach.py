@@ -92,7 +92,11 @@ def _extract(model: nn.Module, nodes: Sequence[str], own: bool) -> nn.Module:
     maps = {node: str(i) for i, node in enumerate(nodes)}
     wanted = {mode: maps | ({_trace(model, mode)[-1][0]: "logits"} if own else {}) for mode in (True, False)}
     body = create_feature_extractor(
-        model, train_return_nodes=wanted[True], eval_return_nodes=wanted[False], suppress_diff_warning=True
+        model,
+        train_return_nodes=wanted[True],
+        eval_return_nodes=wanted[False],
+        tracer_kwargs={"leaf_modules": [nn.Conv2d]},
+        suppress_diff_warning=True,
     )
     pool = _global_pool(model)[1]
     if own and pool.op == "call_module" and isinstance(body.get_submodule(pool.target), nn.AvgPool2d):
@@ -102,7 +106,7 @@ def _extract(model: nn.Module, nodes: Sequence[str], own: bool) -> nn.Module:
 
 def _trace(model: nn.Module, training: bool) -> list[tuple[str, fx.Node]]:
     """The graph's operations in order, each with its public name."""
-    was, tracer = model.training, NodePathTracer()
+    was, tracer = model.training, NodePathTracer(leaf_modules=[nn.Conv2d])
     try:
         graph = tracer.trace(model.train(training))
     except Exception as error:
