@@ -90,7 +90,7 @@ def test_multiply_adds_of_resnet101_with_and_without_saol():
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_last_map_is_exactly_what_the_network_pools(name):
-    network, nodes, _ = build_backbone(name, 7)
+    network, nodes = build_backbone(name, 7)
     model, pooled = build_model(name, 7, seed=0).eval(), []
     network.load_state_dict(
         {k.removeprefix("body."): v for k, v in model.state_dict().items() if k.startswith("body.")}
@@ -230,7 +230,7 @@ def test_your_own_network(pool):
 def test_blocks_in_any_order_and_more_than_ten_of_them():
     model = attach_saol(resnet18(), ["layer3", "layer2", "layer4"], 3)
     assert model.saol.in_channels == (256, 128, 512) and model(images(64, 32)).attention.shape == (2, 1, 2, 1)
-    network, nodes, _ = build_backbone("pyramidnet-26-24", 3)
+    network, nodes = build_backbone("pyramidnet-26-24", 3)
     units = [f"features.stage{s}.unit{u}" for s in (1, 2, 3) for u in (1, 2, 3, 4)][:11]
     model = attach_saol(network, [*units, nodes[-1]], 3)
     assert len(set(model.saol.in_channels)) > 9 and model(images(32, 32)).attention.shape == (2, 1, 8, 8)

@@ -1,7 +1,7 @@
 """Networks by name, their weights, what they cost, and SAOL's peers."""
 
 from saol_lib.networks.abn import ABN
-from saol_lib.networks.backbones import Backbone, Scaling, build_backbone, check_backbone
+from saol_lib.networks.backbones import Backbone, Scaling, build_backbone, check_backbone, input_scaling
 from saol_lib.networks.build import build_model
 from saol_lib.networks.counting import multiply_adds
 from saol_lib.networks.enlarge import enlarge
@@ -19,6 +19,7 @@ __all__ = [
     "check_backbone",
     "enlarge",
     "find_weights",
+    "input_scaling",
     "load_weights",
     "multiply_adds",
     "read_weights",

@@ -44,7 +44,6 @@ class Backbone(NamedTuple):
 
     network: nn.Module
     nodes: tuple[str, ...] | None  # its stages, the last one being what its GAP pools; None: `attach_saol` finds them
-    scaling: Scaling | None = None  # of the published weights of this network; None: no own one
 
 
 _PLAIN = ("features.stage1", "features.stage2", "features.stage3")
@@ -140,12 +139,23 @@ def build_backbone(name: str, num_classes: int, pretrained: bool = False) -> Bac
     """
     if name.startswith(_TIMM):
         backbone = _build_timm(name, num_classes, pretrained)
-    elif _TORCHVISION.fullmatch(name) and name in torchvision.models.list_models():
+    elif _is_torchvision(name):
         backbone = _build_torchvision(name, num_classes, pretrained)
     else:
         backbone = _build_own(name, num_classes, pretrained)
     spare_narrow_strides(backbone.network)
     return backbone
+
+
+def input_scaling(name: str) -> Scaling | None:
+    """How a backbone's published weights want their images, by timm's or torchvision's metadata; None: no such."""
+    if name.startswith(_TIMM):
+        published = _check_timm(name).get_pretrained_cfg(name.removeprefix(_TIMM))
+        return Scaling(tuple(published.mean), tuple(published.std))
+    if _is_torchvision(name):
+        preparation = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        return Scaling(tuple(preparation.mean), tuple(preparation.std))
+    return None
 
 
 def check_backbone(name: str) -> None:
@@ -155,6 +165,10 @@ def check_backbone(name: str) -> None:
         return
     with torch.device("meta"):
         build_backbone(name, 2)
+
+
+def _is_torchvision(name: str) -> bool:
+    return _TORCHVISION.fullmatch(name) is not None and name in torchvision.models.list_models()
 
 
 def _build_own(name: str, num_classes: int, pretrained: bool) -> Backbone:
@@ -175,23 +189,18 @@ def _build_own(name: str, num_classes: int, pretrained: bool) -> Backbone:
 
 
 def _build_torchvision(name: str, num_classes: int, pretrained: bool) -> Backbone:
-    published = torchvision.models.get_model_weights(name).DEFAULT
     if pretrained:
-        network = torchvision.models.get_model(name, weights=published)
+        network = torchvision.models.get_model(name, weights="DEFAULT")
     else:
         network = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
-    preparation = published.transforms()
-    scaling = Scaling(tuple(preparation.mean), tuple(preparation.std))
-    return Backbone(network, ("layer1", "layer2", "layer3", "layer4"), scaling)
+    return Backbone(network, ("layer1", "layer2", "layer3", "layer4"))
 
 
 def _build_timm(name: str, num_classes: int, pretrained: bool) -> Backbone:
     timm = _check_timm(name)
     classes = {} if pretrained else {"num_classes": num_classes}
     network = timm.create_model(name.removeprefix(_TIMM), pretrained=pretrained, **classes)
-    published = network.pretrained_cfg
-    scaling = Scaling(tuple(published["mean"]), tuple(published["std"]))
-    return Backbone(network, None, scaling)
+    return Backbone(network, None)
 
 
 def _check_timm(name: str):

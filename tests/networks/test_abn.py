@@ -34,7 +34,7 @@ def shaken(model, seed=0):
 )
 def test_abn_is_its_literal_composition(name, first, end):
     """The definition of facts: x, its branch at stride 1, M, x * (1 + M), written out with functional calls."""
-    network, nodes, _ = build_backbone(name, 5)
+    network, nodes = build_backbone(name, 5)
     model = shaken(ABN(network, nodes, 5))
     x = images(2, 3, 32, 32)
     children = list(getattr(network, "features", network).children())
@@ -104,7 +104,7 @@ def test_one_seed_gives_one_abn_and_leaves_torch_alone():
 
 
 def test_a_classifier_for_other_classes_is_replaced():
-    network, nodes, _ = build_backbone("resnet-8", 6)
+    network, nodes = build_backbone("resnet-8", 6)
     assert ABN(network, nodes, 3).gap.out_features == 3 and network.output.out_features == 6
 
 
@@ -121,7 +121,7 @@ def test_cost_at_224_is_the_known_one(name, total):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_stride_keeps_size_weights_and_the_original(name):
-    network, nodes, _ = build_backbone(name, 4)
+    network, nodes = build_backbone(name, 4)
     stage = network.get_submodule("layer4" if nodes[-1] == "layer4" else "features.stage3")
     x = images(1, next(m for m in stage.modules() if isinstance(m, nn.Conv2d)).in_channels, 8, 6)
     before = stage.eval()(x).detach()

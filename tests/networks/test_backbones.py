@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from saol_lib.networks import build_backbone, build_model, check_backbone, multiply_adds
+from saol_lib.networks import build_backbone, build_model, check_backbone, input_scaling, multiply_adds
 from saol_lib.training.config import RunConfig
 
 
@@ -92,6 +92,7 @@ def test_checking_a_name_draws_nothing():
 
 def test_scaling_is_what_the_weights_were_trained_on():
     imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    assert build_backbone("resnet18", 3).scaling == imagenet
-    assert build_backbone("timm:tf_efficientnet_lite0", 3).scaling == ((0.5,) * 3, (0.5,) * 3)
-    assert build_backbone("resnet-8", 3).scaling is None
+    assert input_scaling("resnet18") == imagenet
+    assert input_scaling("timm:tf_efficientnet_lite0") == ((0.5,) * 3, (0.5,) * 3)
+    assert input_scaling("timm:resnet18.a1_in1k") == imagenet
+    assert input_scaling("resnet-8") is None

@@ -97,7 +97,7 @@ def test_shakedrop_in_pyramidnet(infix, per):
 
 @pytest.mark.parametrize("name", ["pyramidnet-shakedrop-8-12", "pyramidnet-bn-shakedrop-batch-11-12"])
 def test_fx_traces_the_draws_of_training_and_none_of_evaluation(name):
-    network, nodes, _ = build_backbone(name, 4)
+    network, nodes = build_backbone(name, 4)
     body = create_feature_extractor(network, [nodes[-1]], suppress_diff_warning=True)
     x = images(3, 3, 32, 32)
     drawn = []

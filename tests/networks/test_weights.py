@@ -194,9 +194,7 @@ def test_wrapped_weights_of_the_same_network_load_exactly(wrap):
     model = network()
     load_weights(model, wrap(weights()), "mine")
     assert same(model.state_dict(), weights())
-    with pytest.raises(
-        ValueError, match=r"the weights of mine are another network's: output\.bias differs"
-    ):
+    with pytest.raises(ValueError, match=r"the weights of mine are another network's: output\.bias differs"):
         load_weights(model, wrap(weights(5)), "mine")
 
 
