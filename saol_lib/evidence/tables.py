@@ -1,11 +1,12 @@
 """Tables of runs: `paired` is the one that README, results/README.md, the figures and the notebooks share."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from saol_lib.evidence.claims import Claim, Found
 from saol_lib.training.config import ARMS, RunConfig
 from saol_lib.training.runs import RESULTS, Run, load_runs, setting
 
@@ -130,6 +131,21 @@ def _baseline(table: pd.DataFrame, baseline: str) -> pd.Series:
     values = base.drop_duplicates(key).set_index(key).top1
     own = values.reindex(pd.MultiIndex.from_frame(table[key]))
     return pd.Series(own.to_numpy(), index=table.index)
+
+
+def effects_table(claims: Sequence[Claim], found: Mapping[str, Sequence[Found]]) -> pd.DataFrame:
+    """One row a test with pairs: claim, test, mean, low, high, smallest, n, planned; in the direction claimed.
+
+    smallest: what the mean has to reach; for non-inferiority, what the interval has to stay above.
+    """
+    rows = []
+    for claim in claims:
+        smallest = claim.smallest_effect if claim.margin is None else -claim.margin
+        for one in found[claim.id]:
+            if one.comparison:
+                t = one.claimed
+                rows.append((claim.id, one.test.label, t.mean, t.low, t.high, smallest, t.n, one.test.seeds))
+    return pd.DataFrame(rows, columns=["claim", "test", "mean", "low", "high", "smallest", "n", "planned"])
 
 
 def summary(runs: Sequence[Run]) -> str:

@@ -235,3 +235,30 @@ def test_share_curves_draw_the_mean_and_the_middle_half_of_each_ninth():
     band = {round(y) for y in left.collections[0].get_paths()[0].vertices[:, 1]}
     assert band == {20, 40, 90}
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["SAOL", "GAP-FC"]
+
+
+def test_forest_draws_every_effect_with_its_interval_and_the_smallest_that_counts():
+    rows = [("C1", "ResNet", 1.0, 0.5, 1.5, 0.5), ("C12a", "against CAM", -0.5, -2.0, 1.0, -1.0)]
+    table = pd.DataFrame(rows, columns=["claim", "test", "mean", "low", "high", "smallest"])
+    (tile,) = figures.forest(table).axes
+    assert [label.get_text() for label in tile.get_yticklabels()] == ["C1: ResNet", "C12a: against CAM"]
+    (intervals,) = [part.get_segments() for part in tile.collections]
+    assert [[x for x, _ in segment] for segment in intervals] == [[0.5, 1.5], [-2.0, 1.0]]
+    (smallest,) = [line for line in tile.lines if line.get_label().startswith("smallest")]
+    assert list(smallest.get_xdata()) == [0.5, -1.0]
+
+
+def test_slopes_draw_a_line_a_seed_from_step_to_step(runs):
+    steps = [("gap_fc", "GAP-FC"), ("saol_sd", "GAP-FC"), ("saol", "SAOL")]
+    figure = figures.slopes(runs, steps)
+    (tile,) = figure.axes
+    assert {tuple(line.get_ydata()) for line in tile.lines} == {(60.0, 57.0, 62.0), (65.0, 57.0, 66.0)}
+    assert [label.get_text().split("\n")[0] for label in tile.get_xticklabels()] == ["GAP-FC", "SAOL + L_SD", "SAOL"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["seed 0", "seed 1"]
+
+
+def test_cost_against_accuracy_has_a_dot_an_arm_and_layer(runs):
+    timed = [run._replace(provenance={"seconds": 60.0 + 60 * run.config["seed"]}) for run in runs]
+    (tile,) = figures.cost_against_accuracy(timed).axes
+    dots = {bars.get_label(): bars.lines[0].get_xydata().tolist() for bars in tile.containers}
+    assert dots["SAOL, SAOL read, without CutMix"] == [[1.5, 64.0]] and len(dots) == 6
