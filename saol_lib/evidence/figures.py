@@ -100,7 +100,8 @@ def forest(table: pd.DataFrame) -> Figure:
 @plt.rc_context(STYLE)
 def slopes(runs: Sequence[Run], steps: Sequence[tuple[str, str]]) -> Figure:
     """Accuracy (percent) of each seed, a line a seed, from step to step; a step is (arm, "SAOL" or "GAP-FC" read)."""
-    table = paired(runs).set_index(["arm", "layer", "seed"]).top1
+    table = paired(runs)
+    table = table[table.variant == ""].set_index(["arm", "layer", "seed"]).top1
     figure, axes = _figure(WIDTH, 3.6)
     tile = axes[0, 0]
     seeds = sorted(table.index.unique("seed"))
@@ -125,16 +126,15 @@ def cost_against_accuracy(runs: Sequence[Run]) -> Figure:
     table = paired(runs).dropna(subset="seconds")
     figure, axes = _figure(WIDTH, 4.2)
     tile = axes[0, 0]
-    for (family, regime, layer), part in table.groupby(["family", "regime", "layer"], sort=False):
+    for (family, variant, regime, layer), part in table.groupby(["family", "variant", "regime", "layer"], sort=False):
         mean = part.top1.mean()
         reach = [[mean - part.top1.min()], [part.top1.max() - mean]]
         mark = "o" if layer == "SAOL" else "s"
+        name = ", ".join([family, *filter(None, [variant]), f"{layer} read", regime])
         style = {"color": COLOURS[family], "capsize": 3, "markerfacecolor": COLOURS[family]}
         if regime == REGIMES[0]:
             style["markerfacecolor"] = "white"
-        tile.errorbar(
-            part.seconds.mean() / 60, mean, yerr=reach, fmt=mark, label=f"{family}, {layer} read, {regime}", **style
-        )
+        tile.errorbar(part.seconds.mean() / 60, mean, yerr=reach, fmt=mark, label=name, **style)
     tile.set(xlabel="training time of a run (minutes)", ylabel="top-1 accuracy (%)")
     figure.legend(loc="outside lower center", ncols=2)
     return figure

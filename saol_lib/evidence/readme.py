@@ -143,9 +143,7 @@ def results_page(judged: Judged) -> str:
     for scale in SCALES:
         parts += [f"### Scale: {scale}", tests_table(judged, scale)]
     parts += ["## Arms in words", glossary()]
-    parts.append(
-        "A second name in brackets is an option that differs from its default, or the arm's own learning rate."
-    )
+    parts.append("A second name in brackets is an option that differs from its default, or a rate.")
     parts.append("## Runs")
     parts.append(
         "The last epoch counts. The best one was chosen on the images it is measured on, and stands there to show how "

@@ -104,11 +104,15 @@ def _variants(table: pd.DataFrame, runs: dict[str, Run]) -> list[str]:
     for key, ids in table.groupby("setting").id:
         configs = [runs[name].config for name in ids]
         varying[key] = [name for name in VARIANTS if len({str(config.get(name)) for config in configs}) > 1]
+    rates = table.groupby(["setting", "arm"]).lr.nunique()
 
     told = []
     for row in table.itertuples():
         config = runs[row.id].config
-        changes = [f"{name} {config.get(name)}" for name in varying[row.setting] if _is_told(row.arm, name, config)]
+        names = [name for name in varying[row.setting] if _is_told(row.arm, name, config)]
+        if rates[row.setting, row.arm] < 2:  # the arm's own rate is no variant of it
+            names = [name for name in names if name != "lr"]
+        changes = [f"{name} {config.get(name)}" for name in names]
         told.append(", ".join(changes))
     return told
 
