@@ -1,9 +1,12 @@
 """The front doors agree, the library keeps its shape, and no file names a machine."""
 
 import ast
+import os
 import re
 import subprocess
+import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -12,22 +15,19 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+import saol_lib
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 DEPENDENCIES = sorted({*PROJECT["dependencies"], *(text for extra in EXTRAS.values() for text in extra)})
-MODULES = sorted((ROOT / "saol_lib").glob("*.py"))
+PACKAGE = ROOT / "saol_lib"
+MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# A module imports from lower floors, or from what stands before it on its own floor, so there can be no circle. A new
-# module needs a place here.
-FLOORS = [
-    ["layers", "peers", "cutmix", "backbones", "data", "imagenet", "runs", "figures"],
-    ["losses", "models", "config", "recipe", "distributed", "boxes", "localization", "pairs", "evidence"],
-    ["training", "lens", "shipped", "explorer"],
-    ["study", "cost"],
-    ["__init__"],
-]
-ORDER = [name for floor in FLOORS for name in floor]
+# Imports run one way: a room imports from rooms that stand before it. The method's own files have an order too.
+METHOD = ["layers", "streams", "cutmix", "losses", "finding", "attach"]
+ROOMS = ["method", "networks", "data", "training", "localization", "evidence", "explorer"]
+BARE = {"torch", "torchvision"}  # all that the method may import
 
 
 def pins():
@@ -85,53 +85,183 @@ def test_every_make_target_has_a_help_text():
 
 
 def imports(path):
-    """Names of the saol_lib modules that one module imports, wherever in the file."""
+    """Full names of the modules that a file imports, wherever in it; relative imports are not allowed in this house."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("saol_lib."))
-            yield from ("__init__" for a in node.names if a.name == "saol_lib")
-        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "saol_lib"):
-            inner = (node.module or "").removeprefix("saol_lib").strip(".")
-            found = [inner.split(".")[0]] if inner else [a.name for a in node.names]
-            yield from (name if name in ORDER or inner else "__init__" for name in found)
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.name} has a relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if path.stem != "__init__"], ids=lambda path: path.stem)
-def test_imports_go_downhill(path):
-    assert path.stem in ORDER, f"{path.name} has no floor: give it one in this file"
-    uphill = set(imports(path)) - set(ORDER[: ORDER.index(path.stem)])
-    assert not uphill, f"{path.name} imports {uphill}, which does not stand below it"
+def room(module):
+    """The room of a module of ours, "method" for the files on top, None for the package itself and for others."""
+    parts = module.split(".")
+    if parts[0] != "saol_lib" or len(parts) < 2:
+        return None
+    if parts[1] in METHOD:
+        return "method"
+    return parts[1] if parts[1] in ROOMS else None
+
+
+def module_name(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path != PACKAGE / "__init__.py"], ids=module_name)
+def test_imports_run_one_way(path):
+    own = room(module_name(path))
+    assert own, f"{path.name} is in no room: give it one in this file"
+    uphill = {name for name in imports(path) if room(name) and ROOMS.index(room(name)) > ROOMS.index(own)}
+    assert not uphill, f"{module_name(path)} imports {uphill}, of a room that builds on this one"
+
+
+@pytest.mark.parametrize("name", [name for name in METHOD if (PACKAGE / f"{name}.py").exists()])
+def test_the_method_imports_torch_alone_and_in_order(name):
+    found = set(imports(PACKAGE / f"{name}.py"))
+    outside = {module.split(".")[0] for module in found} - set(sys.stdlib_module_names) - BARE - {"saol_lib"}
+    assert not outside, f"{name} imports {outside}"
+    inside = {module.split(".")[1] for module in found if module.startswith("saol_lib.")}
+    assert inside <= set(METHOD[: METHOD.index(name)])
 
 
 def test_imports_sees_every_way_to_import(tmp_path):
     source = tmp_path / "module.py"
-    lines = [
-        "import saol_lib",
-        "import saol_lib.training.runs",
-        "from saol_lib import SAOL, data",
-        "from .layers import SAOL",
-    ]
-    source.write_text("\n".join(lines))
-    assert list(imports(source)) == ["__init__", "runs", "__init__", "data", "layers"]
+    source.write_text("import saol_lib.training.runs\nif True:\n    from saol_lib.networks import abn\n")
+    assert set(imports(source)) == {"saol_lib.training.runs", "saol_lib.networks", "saol_lib.networks.abn"}
+    assert room("saol_lib.networks.abn") == "networks" and room("saol_lib.layers") == "method"
+    assert room("torch.nn") is room("saol_lib") is None
 
 
-def code_lines(source):
-    """Lines that are neither blank nor comment nor docstring."""
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
-    docs = [
-        node.body[0] for node in ast.walk(ast.parse(source)) if isinstance(node, documented) and ast.get_docstring(node)
-    ]
-    skipped = {line for doc in docs for line in range(doc.lineno, doc.end_lineno + 1)}
-    lines = enumerate(source.splitlines(), 1)
-    return sum(1 for n, line in lines if n not in skipped and line.strip() and not line.strip().startswith("#"))
+# --- public names ----------------------------------------------------------------------------------------------------
+
+PUBLIC = [
+    "Outputs",
+    "SAOL",
+    "attach_saol",
+    "build_model",
+    "enlarge",
+    "mix",
+    "saol_loss",
+    "mask_loss",
+    "consistency_loss",
+    "self_distillation_loss",
+    "total_loss",
+    "RunConfig",
+    "ARMS",
+    "train",
+    "run_study",
+    "load_model",
+    "score_maps",
+    "localize",
+    "box_accuracy",
+    "largest_box",
+    "mass_inside",
+    "compare",
+    "AttentionExplorer",
+    "SaolOptions",
+    "LossOptions",
+    "Mixed",
+    "Run",
+    "Comparison",
+]
 
 
-def test_the_library_stays_thin():
-    sources = {path.name: path.read_text() for path in MODULES}
-    longest = max(sources, key=lambda name: len(sources[name].splitlines()))
-    assert len(sources[longest].splitlines()) <= 300, f"{longest} is over 300 lines"
-    total = sum(map(code_lines, sources.values()))
-    assert 0 < total < 3000, f"the library has {total} lines of code, docstrings not counted"
+def test_every_public_name_is_there_and_shown():
+    assert {*PUBLIC} <= {*saol_lib.__all__} <= {*dir(saol_lib)}
+    with pytest.raises(AttributeError, match=r"saol_lib has no 'attach_soal'; it has ARMS, "):
+        saol_lib.attach_soal  # noqa: B018
+
+
+@pytest.mark.parametrize("name", saol_lib.__all__)
+def test_every_public_name_can_be_imported(name):
+    assert getattr(saol_lib, name) is not None
+
+
+def test_type_checkers_see_what_is_imported_lazily():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    seen = {alias.asname: node.module for node in block.body for alias in node.names}
+    lazily = {name: f"saol_lib.{module}" for name, module in saol_lib._MODULE_OF.items()}
+    assert seen == lazily
+    assert all(alias.asname == alias.name for node in block.body for alias in node.names)  # "as" exports it
+
+
+def test_type_information_is_shipped():
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert (PACKAGE / "py.typed").exists() and "py.typed" in setuptools["package-data"]["saol_lib"]
+    folders = {module_name(path.parent / "x").removesuffix(".x") for path in PACKAGE.rglob("__init__.py")}
+    assert folders == set(setuptools["packages"])
+
+
+# --- a bare environment ----------------------------------------------------------------------------------------------
+
+BARE_RUN = """
+import importlib.machinery
+import sys
+
+allowed = set(sys.argv[1:]) | set(sys.stdlib_module_names) | {"saol_lib"}
+
+
+class Bare(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top in allowed or top.startswith("_sysconfigdata"):  # the standard library's, named by the platform
+            return super().find_spec(name, path, target)
+        return None  # as if it were not installed
+
+
+sys.meta_path = [importlib.machinery.BuiltinImporter, importlib.machinery.FrozenImporter, Bare]
+import torch
+import torchvision
+
+import saol_lib
+from saol_lib import attach_saol, mix, total_loss
+
+model = attach_saol(torchvision.models.resnet18(), ["layer2", "layer3", "layer4"], num_classes=10)
+mixed = mix(torch.rand(4, 3, 64, 64), torch.arange(4), num_classes=10)
+terms = total_loss(model(mixed.images), mixed)
+terms["total"].backward()
+print(sorted(terms))
+assert saol_lib.SaolOptions().kernel_size == 3
+for blocked in ("scipy", "yaml", "pytorchcv", "pandas"):
+    assert blocked not in sys.modules, blocked
+"""
+
+
+def closure(names):
+    """Distributions that these need, themselves included."""
+    found = set()
+    waiting = list(names)
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name in found:
+            continue
+        found.add(name)
+        try:
+            needed = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        requirements = [Requirement(text) for text in needed]
+        waiting += [r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return found
+
+
+def test_the_readme_s_lines_run_with_torch_and_torchvision_alone(tmp_path):
+    allowed = closure(BARE)
+    owners = metadata.packages_distributions()
+    modules = [module for module, dists in owners.items() if {canonicalize_name(dist) for dist in dists} & allowed]
+    script = tmp_path / "bare.py"
+    script.write_text(BARE_RUN)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, script, *modules], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "['sd', 'sl', 'ss1', 'ss2', 'total']"
 
 
 def test_no_file_names_a_machine_or_a_registry():
