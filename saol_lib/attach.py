@@ -1,174 +1,481 @@
-"""SAOL on any convolutional classifier: `attach_saol`, and the network it gives, `SAOLNet`."""
+"""SAOL on any convolutional classifier: `attach_saol`, and the network it gives, `SAOLNet`.
+
+The user's own forward runs as it is; forward hooks read the maps that it makes on its way. Which ones: `finding`.
+"""
 
 import difflib
-from collections.abc import Sequence
-from contextlib import contextmanager, nullcontext
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor
+from torch import Tensor, nn
 
+from saol_lib.finding import (
+    SQUARE,
+    WIDE,
+    Call,
+    End,
+    Recording,
+    descendants,
+    find_end,
+    finer_levels,
+    is_map,
+    maps_before,
+    place,
+    record,
+    shallowest,
+    spare,
+    tensor_at,
+)
 from saol_lib.layers import GAPFC, SAOL, Outputs, SaolOptions
 from saol_lib.streams import seeded
 
 HEADS = ("gap", "saol")
-_POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-_POOL_CALLS = (F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean")
+LEVELS = 3  # maps that feed SAOL where none is named, as in the paper
+
+log = logging.getLogger(__name__)
+_running = threading.local()  # .maps: those of the forward pass that runs in this thread
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+class Tap:
+    """A forward hook, or a pre-hook, that keeps the map which a module gives, or gets, for the SAOLNet that runs.
+
+    clone: keep a copy, since the network changes this map in place later. Outside a SAOLNet's pass it does nothing.
+    """
+
+    def __init__(self, name: str, clone: bool) -> None:
+        self.name, self.clone = name, clone
+
+    def __call__(self, module: nn.Module, given: tuple, made: Tensor | None = None) -> None:
+        maps = getattr(_running, "maps", None)
+        if maps is None:
+            return
+        tensor = given[0] if made is None else made
+        maps[self] = tensor.clone() if self.clone else tensor
 
 
 class SAOLNet(nn.Module):
     """A backbone with a GAP-FC layer, a SAOL, or both.
 
-    body  images to a dict: the blocks' maps "0", "1", ... (shallow to deep), and "logits" where the backbone's own
-          classifier serves as the GAP-FC layer
-    gap   a new GAP-FC layer on the last map, or None
-    saol  a SAOL on the maps, or None
+    body   the backbone; its own forward runs as it is
+    taps   hooks on its modules, one a map, shallow to deep; the last map is X_L, what the backbone pools
+    logits where the backbone's own logits stand in what it returns, in training (True) and evaluation (False), if its
+           classifier serves as the GAP-FC layer; else None
+    gap    a new GAP-FC layer on X_L, or None
+    saol   a SAOL on the maps, or None
+    channels, size  those of the images on which the maps were found; other sizes (H, W) may be given
     `forward(images, mask=None)`: (B, C, H, W) to `Outputs`; `mask` as for `SAOL`.
     """
 
-    def __init__(self, body: nn.Module, channels: int, gap: nn.Module | None, saol: SAOL | None) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        taps: list[Tap],
+        logits: dict[bool, tuple] | None,
+        gap: nn.Module | None,
+        saol: SAOL | None,
+        channels: int,
+        size: tuple[int, int],
+    ) -> None:
         super().__init__()
-        self.body, self.gap, self.saol, self.channels = body, gap, saol, channels
+        self.body, self.gap, self.saol = body, gap, saol
+        self.taps, self.logits = taps, logits
+        self.channels, self.size = channels, size
 
     def forward(self, images: Tensor, mask: bool | None = None) -> Outputs:
         return self.look(images, mask)[0]
 
     def look(self, images: Tensor, mask: bool | None = None) -> tuple[Outputs, Tensor]:
         """`forward`, and beside it the last map X_L (B, C, H_L, W_L), which CAM reads."""
+        self._check(images)
+        made, maps = self.maps(images)
+        outputs = self.saol(maps, mask) if self.saol is not None else Outputs()
+        if self.gap is not None:
+            outputs = outputs._replace(gap_logits=self.gap(maps[-1]))
+        elif self.logits is not None:
+            outputs = outputs._replace(gap_logits=tensor_at(made, self.logits[self.body.training]))
+        return outputs, maps[-1]
+
+    def maps(self, images: Tensor) -> tuple[object, list[Tensor]]:
+        """What the backbone returns for images (B, C, H, W), and the maps (B, C_l, H_l, W_l) it makes on its way."""
+        outer = getattr(_running, "maps", None)
+        _running.maps = found = {}
+        try:
+            made = self.body(images)
+        finally:
+            _running.maps = outer
+        for tap in self.taps:
+            if tap not in found:
+                raise RuntimeError(f"{tap.name!r} was not called in this pass, so it gives no map; name another node")
+        return made, [found[tap] for tap in self.taps]
+
+    def _check(self, images: Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != self.channels:
             raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, {self.channels}, H, W)")
-        size = self.saol.output_size if self.saol else None
+        size = self.saol.output_size if self.saol is not None else None
         if size and (size[0] > images.shape[2] or size[1] > images.shape[3]):
             raise ValueError(f"output_size={size} is larger than the images, {tuple(images.shape[2:])}")
-        found = self.body(images)
-        logits = found.pop("logits", None)
-        maps = [found[name] for name in sorted(found, key=int)]
-        outputs = self.saol(maps, mask) if self.saol else Outputs()
-        return outputs._replace(gap_logits=self.gap(maps[-1]) if self.gap else logits), maps[-1]
+
+
+class WholeMap(nn.Module):
+    """An average pooling whose window was the whole map: pools a map of that size as ever, any other one whole."""
+
+    def __init__(self, pool: nn.AvgPool2d, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.pool, self.size = pool, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        if tuple(x.shape[2:]) == self.size:
+            return self.pool(x)
+        return x.mean(dim=(2, 3), keepdim=True)
+
+
+# --- attaching -------------------------------------------------------------------------------------------------------
 
 
 def attach_saol(
     model: nn.Module,
-    nodes: Sequence[str],
-    num_classes: int,
+    nodes: Sequence[str] | None = None,
+    num_classes: int | None = None,
     *,
     heads: Sequence[str] = HEADS,
     seed: int | None = None,
     options: SaolOptions | None = None,
     **changes,
 ) -> SAOLNet:
-    """SAOL on any convolutional classifier that torch.fx can trace (torchvision, timm, pytorchcv, your own).
+    """SAOL on any convolutional classifier (torchvision, timm, pytorchcv, your own), whose forward runs untouched.
 
-    nodes: graph nodes or modules whose outputs feed SAOL, shallow to deep; the last one must be what the network's
-    global average pooling pools. The network's own classifier stays as the GAP-FC layer if it gives `num_classes`,
-    else a new linear layer takes its place. The modules are shared with `model`, not copied.
+    nodes: names of the modules whose maps (B, C, H, W) feed SAOL, shallow to deep; the last one must give X_L, what
+    the network pools (where it pools nothing, its last map before flattening). None: X_L and two finer levels, each
+    at least 1.5 times wider than the next; of each the output of the module least nested, the latest of several.
+    num_classes: None for as many as the network's own classifier gives. That stays as the GAP-FC layer if it gives
+    `num_classes`; else a new linear layer takes its place. The modules are shared with `model`, not copied.
+    heads: "gap", "saol" or both. seed: of the new layers' first weights.
     options: a `SaolOptions`; changes: single fields of it, by name.
-    Raises ValueError for unknown or repeated nodes, and where X_L is not what is pooled.
+    Raises ValueError for unknown or repeated nodes, where X_L is not what is pooled, and where no map can be found.
     """
-    if not heads or not set(heads) <= set(HEADS):
-        raise ValueError(f"heads={heads!r} must name one or both of {HEADS}; build_model also takes ('abn',)")
-    if isinstance(model, SAOLNet):
-        raise ValueError("this network has its output layers already; attach SAOL to the plain backbone")
-    _check_nodes(model, nodes)
-    body, own = _extract(model, nodes, own="gap" in heads), "gap" in heads
-    shapes = _shapes(body)
-    if own and shapes.pop("logits") != (num_classes,):
-        body, own = _extract(model, nodes, own=False), False
-    for i, node in enumerate(nodes):
-        if len(shapes[str(i)]) != 3:
-            raise ValueError(f"node {node!r} gives {shapes[str(i)]} for one image; expected a map (channels, H, W)")
-    channels = [shapes[str(i)][0] for i in range(len(nodes))]
+    _check_request(model, nodes, heads)
+    found = _find(model)
+    ends = [_checked_end(model, recording, num_classes) for recording in found.recordings]
+    if num_classes is None:
+        num_classes = _own_classes(model, ends)
+    own = "gap" in heads and all(_gives(end, num_classes) for end in ends)
+
+    wheres = _choose(model, nodes, found.recordings, ends)
+    channels = [where.channels for where in wheres]
     with seeded(seed, "head"):
         saol = SAOL(channels, num_classes, options, **changes) if "saol" in heads else None
     with seeded(seed, "gap"):  # an own stream: the same first weights whatever SAOL's options are
         gap = GAPFC(channels[-1], num_classes) if "gap" in heads and not own else None
-    return SAOLNet(body, _image_channels(model), gap, saol)
+    for layer in (saol, gap):
+        if layer is not None:
+            _suit(layer, ends[0].last.tensor, model.training)
+
+    body = found.body if own else _without_classifier(found, ends)
+    taps = [_tap(body, where) for where in wheres]
+    net = SAOLNet(body, taps, _logits(found.recordings, ends) if own else None, gap, saol, found.channels, found.size)
+    net.training = model.training  # and not net.train(), which would undo frozen normalisations
+    return net
 
 
-def _extract(model: nn.Module, nodes: Sequence[str], own: bool) -> nn.Module:
-    """Images to a dict of maps "0", "1", ... and, with `own`, the classifier's "logits"; any image size is taken."""
-    maps = {node: str(i) for i, node in enumerate(nodes)}
-    wanted = {mode: maps | ({_trace(model, mode)[-1][0]: "logits"} if own else {}) for mode in (True, False)}
-    body = create_feature_extractor(
-        model,
-        train_return_nodes=wanted[True],
-        eval_return_nodes=wanted[False],
-        tracer_kwargs={"leaf_modules": [nn.Conv2d]},
-        suppress_diff_warning=True,
+def _suit(layer: nn.Module, last: Tensor, training: bool) -> None:
+    """Bring a new layer to the network's device, type and mode."""
+    layer.train(training)
+    layer.to(last.dtype)
+    if last.device.type != "meta":
+        layer.to(last.device)
+
+
+def _logits(recordings: list[Recording], ends: list[End]) -> dict[bool, tuple]:
+    found = {recording.training: end.path for recording, end in zip(recordings, ends, strict=True)}
+    return {mode: found.get(mode, ends[0].path) for mode in (True, False)}
+
+
+def _check_request(model: nn.Module, nodes: Sequence[str] | None, heads: Sequence[str]) -> None:
+    if isinstance(heads, str) or not heads or not set(heads) <= set(HEADS):
+        raise ValueError(f"heads={heads!r} must name one or both of {HEADS}; build_model also takes ('abn',)")
+    if isinstance(model, SAOLNet):
+        raise ValueError("this network has its output layers already; attach SAOL to the plain backbone")
+    wrapped = type(model).__name__
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ValueError(f"this network is wrapped in {wrapped}: attach SAOL to its .module, then wrap the result")
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("this network is compiled: attach SAOL to its ._orig_mod, then compile the result")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(f"{wrapped} is a scripted network, which runs no hooks: attach SAOL to the Python module")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is of type {wrapped}; expected an nn.Module, a convolutional classifier")
+    if isinstance(nodes, str):
+        raise ValueError(f"nodes={nodes!r} must be a list of names")
+    if nodes is not None and (not nodes or len(set(nodes)) < len(nodes)):
+        raise ValueError(f"nodes={list(nodes)}: name at least one block, and none twice")
+
+
+# --- finding out how the network runs --------------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """How a network was made to run; its recording in evaluation and, where it takes images alone, in training."""
+
+    body: nn.Module
+    channels: int
+    size: tuple[int, int]
+    recordings: list[Recording]
+    real: bool
+
+
+def _find(model: nn.Module) -> Found:
+    """Record the network on a wide image; where it refuses that, on a square one of its own size."""
+    squares = [(side, side) for side in SQUARE]
+    errors = []
+    for real in (False, True):
+        if found := _try(model, [WIDE], real, errors):
+            return found
+        if found := _try(model, squares, real, errors):
+            return _widened(found)
+        if not any(_needs_numbers(error) for error in errors):
+            break
+    why = str(errors[0]).strip().split("\n")[0]
+    raise ValueError(
+        f"{type(model).__name__} runs on no image (B, C, H, W) of the sizes tried ({type(errors[0]).__name__}: "
+        f"{why}); its forward must take a batch of images alone"
     )
-    pool = _global_pool(model)[1]
-    if own and pool.op == "call_module" and isinstance(body.get_submodule(pool.target), nn.AvgPool2d):
-        body.set_submodule(pool.target, nn.AdaptiveAvgPool2d(1))  # a fixed window would tie it to one image size
+
+
+def _needs_numbers(error: Exception) -> bool:
+    """Whether a pass without numbers failed since the network decides by them."""
+    return "fake_tensor" in type(error).__module__ or "DataDependent" in type(error).__name__ or "meta" in str(error)
+
+
+def _try(model: nn.Module, sizes: Sequence[tuple[int, int]], real: bool, errors: list[Exception]) -> Found | None:
+    for size in sizes:
+        for channels in _channels_to_try(model):
+            try:
+                recordings = [record(spare(model), channels, size, False, real)]
+            except Exception as error:
+                errors.append(error)
+                continue
+            try:
+                recordings.append(record(spare(model), channels, size, True, real))
+            except Exception as error:  # one that wants labels in training, say
+                errors.append(error)
+            return Found(model, channels, size, recordings, real)
+    return None
+
+
+def _channels_to_try(model: nn.Module) -> list[int]:
+    """Of an image: 3, 1, then what the network's convolutions take."""
+    taken = [module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
+    return list(dict.fromkeys([3, 1, *taken[:2], 4, 2]))
+
+
+def _widened(found: Found) -> Found:
+    """The same on a wide image, where the network takes it, or does so once its last pooling pools any map whole."""
+    side = found.size[0]
+    body = _pooling_whole(found)
+    wide = _try(body, [(side, 2 * side)], found.real, [])
+    if wide is None:
+        log.warning("%s takes images of %d x %d pixels alone", type(body).__name__, side, side)
+    return wide or found
+
+
+def _pooling_whole(found: Found) -> nn.Module:
+    """The network; if the window of its last pooling is the whole map, made to pool maps of any size whole."""
+    recording = found.recordings[0]
+    try:
+        last = find_end(recording, None).last.tensor
+    except ValueError:
+        return found.body
+    for name, call in recording.last_calls().items():
+        module = found.body.get_submodule(name)
+        whole = call.made.tensor.shape[2:] == (1, 1) and call.given and place(call.given[0]) == place(last)
+        if whole and type(module) is nn.AvgPool2d:
+            return replaced(found.body, name, WholeMap(module, tuple(last.shape[2:])))
+    return found.body
+
+
+def replaced(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """The network with another module at `name`: those above it are copies, all others are shared with `model`."""
+    first, _, rest = name.partition(".")
+    shell = type(model).__new__(type(model))
+    for key, value in vars(model).items():
+        shell.__dict__[key] = value.copy() if isinstance(value, dict) else value
+    child = model._modules[first]
+    shell._modules[first] = replaced(child, rest, module) if rest else module
+    return shell
+
+
+# --- choosing maps ---------------------------------------------------------------------------------------------------
+
+
+class Where(NamedTuple):
+    """Where a map is read: at the output, or the input, of a module."""
+
+    name: str
+    of_input: bool
+    clone: bool
+    channels: int
+
+
+def _checked_end(model: nn.Module, recording: Recording, num_classes: int | None) -> End:
+    kind = type(model).__name__
+    try:
+        end = find_end(recording, num_classes)
+    except ValueError as error:
+        raise ValueError(f"{kind}: {error}; attach SAOL to a convolutional classifier") from None
+    if not is_map(end.last.tensor, recording.size):
+        shape = tuple(end.last.tensor.shape[1:])
+        raise ValueError(
+            f"{kind} pools its last map with the channels at the end, {shape} for one image; SAOL reads maps "
+            "(channels, H, W): permute the map before the pooling, by a module of its own"
+        )
+    return end
+
+
+def _own_classes(model: nn.Module, ends: list[End]) -> int:
+    if any(end.logits is None for end in ends):
+        raise ValueError(f"{type(model).__name__} has no classifier that gives (B, K): say num_classes")
+    return ends[0].logits.tensor.shape[1]
+
+
+def _gives(end: End, num_classes: int) -> bool:
+    return end.logits is not None and end.logits.tensor.shape[1] == num_classes
+
+
+def _choose(model: nn.Module, nodes: Sequence[str] | None, recordings: list[Recording], ends: list[End]) -> list[Where]:
+    """Where the maps are read, shallow to deep, the same in training and evaluation."""
+    passes = list(zip(recordings, ends, strict=True))
+    exact = _in_all([_giving(recording, end) for recording, end in passes])
+    taking = _in_all([_taking(recording, end) for recording, end in passes])
+    before = _in_all([maps_before(recording, end.last) for recording, end in passes])
+    last = shallowest(list(exact.values())) if exact else None
+    if last is None and taking:
+        last = shallowest(list(taking.values()))
+    if last is None:
+        shape = tuple(ends[0].last.tensor.shape[1:])
+        near = ", ".join(list(before)[-3:])
+        raise ValueError(
+            f"the last map {shape} of {type(model).__name__} is made and pooled by functions in its forward, where "
+            f"no hook can read it (the last modules that give maps are {near}): pool it by a module, "
+            "nn.AdaptiveAvgPool2d(1) say"
+        )
+
+    if nodes is None:
+        finer = finer_levels(before, ends[0].last, LEVELS - 1)
+    else:
+        finer = list(nodes[:-1])
+        _check_nodes(model, nodes, recordings, exact or taking, last.name)
+        last = (exact or taking)[nodes[-1]]
+
+    wheres = [_where(name, recordings) for name in finer]
+    clone = any(end.last.version != end.last.tensor._version for end in ends)
+    return [*wheres, Where(last.name, not exact, clone, ends[0].last.tensor.shape[1])]
+
+
+def _in_all(found: list[dict[str, Call]]) -> dict[str, Call]:
+    """What was found in every pass, as the first one saw it."""
+    return {name: call for name, call in found[0].items() if all(name in other for other in found)}
+
+
+def _giving(recording: Recording, end: End) -> dict[str, Call]:
+    """The modules that give X_L."""
+    wanted = place(end.last.tensor)
+    return {name: call for name, call in recording.last_calls().items() if place(call.made.tensor) == wanted}
+
+
+def _taking(recording: Recording, end: End) -> dict[str, Call]:
+    """The modules that are given X_L first of all."""
+    wanted = place(end.last.tensor)
+    found = {}
+    for name, call in recording.last_calls().items():
+        if call.given and place(call.given[0]) == wanted:
+            found[name] = call
+    return found
+
+
+def _where(name: str, recordings: list[Recording]) -> Where:
+    calls = [recording.last_calls()[name] for recording in recordings]
+    clone = any(call.made.version != call.made.tensor._version for call in calls)
+    return Where(name, False, clone, calls[0].made.tensor.shape[1])
+
+
+def _check_nodes(
+    model: nn.Module, nodes: Sequence[str], recordings: list[Recording], lasts: dict[str, Call], pooled: str
+) -> None:
+    kind, recording = type(model).__name__, recordings[0]
+    calls = _in_all([recording.last_calls() for recording in recordings])
+    maps = [name for name, call in calls.items() if is_map(call.made.tensor, recording.size)]
+    for node in nodes:
+        if node not in calls:
+            near = difflib.get_close_matches(node, maps, n=3, cutoff=0.3) or maps[-3:]
+            there = node in dict(model.named_modules())
+            why = "gives no tensor in a forward pass" if there else f"is not in {kind}"
+            raise ValueError(f"node {node!r} {why}; the nearest are {', '.join(near)}")
+    for node in nodes[:-1]:
+        if node not in maps:
+            shape = tuple(calls[node].made.tensor.shape[1:])
+            raise ValueError(f"node {node!r} gives {shape} for one image; expected a map (channels, H, W)")
+    if nodes[-1] not in lasts:
+        raise ValueError(f"the last node is {nodes[-1]!r}, but the network pools {pooled!r}: end the nodes with that")
+    places = [place(calls[node].made.tensor) for node in nodes]
+    if len(set(places)) < len(places):
+        raise ValueError(f"nodes={list(nodes)}: name at least one block, and none twice")
+
+
+def _tap(body: nn.Module, where: Where) -> Tap:
+    tap, module = Tap(where.name, where.clone), body.get_submodule(where.name)
+    register: Callable = module.register_forward_pre_hook if where.of_input else module.register_forward_hook
+    register(tap)
+    return tap
+
+
+# --- a classifier that is not used -----------------------------------------------------------------------------------
+
+
+def _without_classifier(found: Found, ends: list[End]) -> nn.Module:
+    """The network without the layers after X_L, whose answer nobody reads: they cost nothing and are not trained.
+
+    Where the network does not run without them they stay, as frozen copies.
+    """
+    names = _only_after(found, ends)
+    body = found.body
+    for name in names:
+        body = replaced(body, name, nn.Identity())
+    try:
+        for recording in found.recordings:
+            record(spare(body), found.channels, found.size, recording.training, found.real)
+    except Exception:
+        body = found.body
+        for name in names:
+            body = replaced(body, name, _frozen(found.body.get_submodule(name)))
     return body
 
 
-def _trace(model: nn.Module, training: bool) -> list[tuple[str, fx.Node]]:
-    """The graph's operations in order, each with its public name."""
-    was, tracer = model.training, NodePathTracer(leaf_modules=[nn.Conv2d])
-    try:
-        graph = tracer.trace(model.train(training))
-    except Exception as error:
-        raise ValueError(f"torch.fx cannot trace {type(model).__name__}: {error}") from error
-    finally:
-        model.train(was)
-    names = tracer.node_to_qualname
-    return [(names[node], node) for node in graph.nodes if node in names]
+def _only_after(found: Found, ends: list[End]) -> list[str]:
+    """The innermost modules with parameters that are called after X_L alone."""
+    after, before = {}, set()
+    for recording, end in zip(found.recordings, ends, strict=True):
+        later = descendants(recording, end.last.value) - {end.last.value}
+        for call in recording.calls:
+            if call.made.value in later:
+                after[call.name] = call
+            else:
+                before.add(call.name)
+    modules = {name: found.body.get_submodule(name) for name in after if name not in before}
+    return [name for name, module in modules.items() if module._parameters and not module._modules]
 
 
-def _global_pool(model: nn.Module) -> tuple[str, fx.Node]:
-    """The name of what the last pooling (or mean) of the network pools, and the pooling itself."""
-    trace = _trace(model, training=False)
-    names = {node: name for name, node in trace}
-    for _, node in reversed(trace):
-        is_module = node.op == "call_module"
-        is_pool = isinstance(model.get_submodule(node.target), _POOLS) if is_module else node.target in _POOL_CALLS
-        if is_pool and node.args and node.args[0] in names:
-            return names[node.args[0]], node
-    raise ValueError("no global average pooling was found in this network, so there is no X_L to attach SAOL to")
-
-
-def _check_nodes(model: nn.Module, nodes: Sequence[str]) -> None:
-    if isinstance(nodes, str):
-        raise ValueError(f"nodes={nodes!r} must be a list of names")
-    names = [name for name, _ in _trace(model, training=False)]
-    found = []
-    for node in nodes:
-        inside = [name for name in names if name == node or name.startswith(f"{node}.")]
-        if not inside:
-            near = difflib.get_close_matches(node, {n for name in names for n in _prefixes(name)}, n=3, cutoff=0.3)
-            near = ", ".join(near or names[-3:])
-            raise ValueError(f"node {node!r} is not in {type(model).__name__}; the nearest are {near}")
-        found.append(inside[-1])
-    if not found or len(set(found)) < len(found):
-        raise ValueError(f"nodes={list(nodes)}: name at least one block, and none twice")
-    pooled, _ = _global_pool(model)
-    if found[-1] != pooled:
-        raise ValueError(f"the last node is {nodes[-1]!r}, but the network pools {pooled!r}: end the nodes with that")
-
-
-def _prefixes(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]
-
-
-def _shapes(body: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shape of each output for one image of 224x224, without computing anything."""
-    with fake_image(body) as image:
-        return {name: tuple(tensor.shape[1:]) for name, tensor in body(image).items()}
-
-
-@contextmanager
-def fake_image(model: nn.Module, size: tuple[int, int] = (224, 224)):
-    """One image (1, C, H, W) without content: inside, the model is in evaluation mode and only shapes are computed."""
-    was, device = model.training, next(model.parameters()).device
-    fake = nullcontext() if device.type == "meta" else FakeTensorMode(allow_non_fake_inputs=True)
-    with fake, torch.no_grad():
-        model.eval()
-        yield torch.empty(1, _image_channels(model), *size, device=device)
-    model.train(was)
-
-
-def _image_channels(model: nn.Module) -> int:
-    return next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
+def _frozen(module: nn.Module) -> nn.Module:
+    """A copy of a module whose weights, shared with it, take no gradient."""
+    shell = type(module).__new__(type(module))
+    for key, value in vars(module).items():
+        shell.__dict__[key] = value.copy() if isinstance(value, dict) else value
+    for name, weight in module._parameters.items():
+        if weight is not None:
+            shell._parameters[name] = nn.Parameter(weight.detach(), requires_grad=False)
+    return shell

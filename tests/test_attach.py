@@ -1,7 +1,12 @@
 """Networks by name: their sizes and costs. Networks that the library never names: SAOL attached to them."""
 
+import hashlib
+import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from functools import cache, partial
+from typing import NamedTuple
 
 import pytest
 import timm
@@ -23,7 +28,7 @@ STRANGERS = {  # how to make it, and the nodes that feed SAOL; one, two, three o
     "regnet_y_400mf": (vision.regnet_y_400mf, [f"trunk_output.block{i}" for i in (2, 3, 4)]),
     "efficientnet_b0": (vision.efficientnet_b0, ["features.4", "features.6", "features.8"]),
     "mobilenet_v3_small": (vision.mobilenet_v3_small, ["features.3", "features.8", "features.12"]),
-    "densenet121": (vision.densenet121, ["features.denseblock2", "features.denseblock3", "relu"]),
+    "densenet121": (vision.densenet121, ["features.denseblock2", "features.denseblock3", "features"]),
     "shufflenet_v2_x0_5": (vision.shufflenet_v2_x0_5, ["stage2", "stage3", "stage4", "conv5"]),
     "squeezenet1_1": (vision.squeezenet1_1, ["features.12", "classifier.2"]),
     "timm convnext_atto": (lambda: timm.create_model("convnext_atto"), ["stages.1", "stages.2", "norm_pre"]),
@@ -54,9 +59,10 @@ class Plain(nn.Module):
         super().__init__()
         self.head = nn.Linear(6, 5)
         self.first, self.second, self.pool = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 6, 3, 2, 1), pool
+        self.act = nn.ReLU()
 
     def forward(self, x):
-        return self.head(self.pool(self.second(self.first(x).relu()).relu()))
+        return self.head(self.pool(self.act(self.second(self.first(x).relu()))))
 
 
 # --- sizes and costs -------------------------------------------------------------------------------------------------
@@ -97,14 +103,14 @@ def test_the_last_map_is_exactly_what_the_network_pools(name):
     )
     network.eval().features.final_pool.register_forward_pre_hook(lambda _, inputs: pooled.append(inputs[0]))
     x = images(32, 32)
-    plain, maps = network(x), model.body(x)
-    assert len(nodes) == 3 and torch.equal(maps["2"], pooled[0])
+    plain, maps = network(x), model.maps(x)[1]
+    assert len(nodes) == 3 and torch.equal(maps[2], pooled[0])
     assert (pooled[0] >= 0).all()  # after the last ReLU, in pre-activation networks too
     layer = GAPFC(pooled[0].shape[1], 7)
     layer.load_state_dict(network.output.state_dict())
-    torch.testing.assert_close(layer(maps["2"]), plain)
-    torch.testing.assert_close(model(x).gap_logits, plain)
-    assert [tuple(maps[str(i)].shape[2:]) for i in range(3)] == [(32, 32), (16, 16), (8, 8)]
+    torch.testing.assert_close(layer(maps[2]), plain)
+    assert torch.equal(model(x).gap_logits, plain)
+    assert [tuple(maps[i].shape[2:]) for i in range(3)] == [(32, 32), (16, 16), (8, 8)]
 
 
 def test_earlier_maps_are_the_stages_as_they_are():
@@ -113,8 +119,9 @@ def test_earlier_maps_are_the_stages_as_they_are():
     for stage in (network.features.stage1, network.features.stage2):
         stage.register_forward_hook(lambda _m, _i, output: seen.append(output.clone()))
     network.eval()(images(32, 32))
-    maps = model.body(images(32, 32))
-    assert all(torch.equal(maps[str(i)], seen[i]) for i in (0, 1)) and (seen[0] < 0).any()
+    seen.clear()
+    _, maps = model.maps(images(32, 32))
+    assert all(torch.equal(maps[i], seen[i]) for i in (0, 1)) and (seen[0] < 0).any()
 
 
 @pytest.mark.parametrize("heads", [("gap",), ("saol",), ("gap", "saol")])
@@ -174,18 +181,31 @@ def test_masks_are_passed_on():
 # --- networks never named --------------------------------------------------------------------------------------------
 
 
+def answer(network, x, seed=5):
+    """What a plain network answers, with the random state of `seed`."""
+    torch.manual_seed(seed)
+    found = network(x)
+    return found if isinstance(found, torch.Tensor) else found[0]
+
+
 @pytest.mark.parametrize("name", STRANGERS)
 def test_saol_on_a_network_never_named(name):
     make, nodes = STRANGERS[name]
     torch.manual_seed(0)
-    network, x = make(), images(96, 64)
-    model, size = attach_saol(network, nodes, 1000, separable=True, logit_width=8, seed=0).train(), (3, 2)
+    network, fixed = make(), name.startswith("pytorchcv")  # by the window of its pooling
+    plain, x = deepcopy(network).train(), images(224, 224) if fixed else images(96, 64)
+    model, size = (
+        attach_saol(network, nodes, 1000, separable=True, logit_width=8, seed=0).train(),
+        (7, 7) if fixed else (3, 2),
+    )
+    torch.manual_seed(5)
     outputs = model(x)
     if "squeezenet" in name:  # its strides end at 16, without padding
         size = tuple(outputs.attention.shape[2:])
     assert outputs.gap_logits.shape == outputs.saol_log_probs.shape == (2, 1000) and model.gap is None
     assert outputs.attention.shape == outputs.mask_logits.shape == (2, 1, *size)
     assert outputs.spatial_log_probs.shape == (2, 1000, *size)
+    assert torch.equal(outputs.gap_logits, answer(plain, x))
     first = next(m for m in model.body.modules() if isinstance(m, nn.Conv2d))
     for loss in (
         saol_loss(outputs.saol_log_probs, torch.tensor([1, 7])),
@@ -193,16 +213,15 @@ def test_saol_on_a_network_never_named(name):
     ):
         (gradient,) = torch.autograd.grad(loss, first.weight, retain_graph=True)
         assert gradient.isfinite().all() and gradient.any()
-    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
-    model.eval(), network.eval()
-    x = images(224, 224, 1)
+    model.eval(), plain.eval()
     with torch.no_grad():
-        torch.testing.assert_close(model(x).gap_logits, network(x), rtol=1e-4, atol=1e-5)
+        assert torch.equal(model(x).gap_logits, plain(x))  # their normalisations have seen the same
+        assert model(images(160, 224)).attention.shape[3] in (7, 13)  # squeezenet's is 13 wide
 
 
 def test_a_new_linear_layer_takes_over_where_the_number_of_classes_differs():
     for network, nodes in (
-        (Plain(), ["relu_1"]),
+        (Plain(), ["act"]),
         (resnet18(), ["layer4"]),
         (get_model("resnet10"), ["features.stage4"]),
     ):
@@ -210,21 +229,22 @@ def test_a_new_linear_layer_takes_over_where_the_number_of_classes_differs():
         assert isinstance(model.gap, nn.Linear) and model.gap.out_features == 7
         x = images(96, 64)
         torch.testing.assert_close(
-            model(x).gap_logits, F.linear(model.body(x)["0"].mean((2, 3)), *model.gap.parameters())
+            model(x).gap_logits, F.linear(model.maps(x)[1][0].mean((2, 3)), *model.gap.parameters())
         )
+        outputs = model.train()(x)
+        (outputs.saol_log_probs[:, 0].sum() + outputs.gap_logits.sum() + outputs.mask_logits.sum()).backward()
+        assert all(weight.grad is not None for weight in model.parameters())  # the old classifier's are gone
 
 
 @pytest.mark.parametrize("pool", [lambda x: x.mean((2, 3)), lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1),
                                   nn.Sequential(nn.AvgPool2d(8), nn.Flatten())])  # fmt: skip
 def test_your_own_network(pool):
     network = Plain(pool)
-    model = attach_saol(network, ["first", "relu_1"], 5).eval()
-    torch.testing.assert_close(model(images(32, 32)).gap_logits, network.eval()(images(32, 32)))
+    model = attach_saol(network, ["first", "act"], 5).eval()
+    assert torch.equal(model(images(32, 32)).gap_logits, network.eval()(images(32, 32)))
     assert model(images(40, 24)).attention.shape == (2, 1, 10, 6)
     assert model.body.get_parameter("first.weight") is network.first.weight  # shared, not copied
-    assert not isinstance(pool, nn.Sequential) or isinstance(
-        pool[0], nn.AvgPool2d
-    )  # and the original is left as it was
+    assert pool is network.pool and (not isinstance(pool, nn.Sequential) or type(pool[0]) is nn.AvgPool2d)
 
 
 def test_blocks_in_any_order_and_more_than_ten_of_them():
@@ -236,15 +256,291 @@ def test_blocks_in_any_order_and_more_than_ten_of_them():
     assert len(set(model.saol.in_channels)) > 9 and model(images(32, 32)).attention.shape == (2, 1, 8, 8)
 
 
+# --- the user's own forward, untouched -------------------------------------------------------------------------------
+
+
+class Odd(nn.Module):
+    """Everything that a rewritten forward gets wrong: in-place changes, random scaling, an auxiliary output, state."""
+
+    def __init__(self, returns=tuple):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8)
+        self.middle, self.last = nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 12, 3, 2, 1)
+        self.aux, self.classifier = nn.Linear(8, 5), nn.Linear(12, 5)
+        self.pool, self.returns = nn.AdaptiveAvgPool2d(1), returns
+        self.frozen = True
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.frozen:
+            self.norm.eval()
+        return self
+
+    def forward(self, x):
+        x = self.norm(self.stem(x))
+        x.relu_()
+        y = self.middle(x)
+        aux = self.aux(y.mean((2, 3)))
+        y.add_(1)
+        y[:, 0] = 0
+        if self.training:
+            y.div_(0.8).mul_(torch.empty(len(y), 1, 1, 1, dtype=y.dtype).bernoulli_(0.8))
+        y = self.last(F.dropout(y, 0.1, self.training, inplace=True))
+        y.relu_()
+        self.seen = y.detach()
+        logits = self.classifier(self.pool(y).flatten(1))
+        if not self.training:
+            return logits
+        if self.returns is dict:
+            return {"aux": aux, "logits": logits}
+        return Pair(aux, logits) if self.returns is Pair else (aux, logits)
+
+
+class Pair(NamedTuple):
+    aux: torch.Tensor
+    main: torch.Tensor
+
+
+@pytest.mark.parametrize("returns", [tuple, dict, Pair])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_odd_network_answers_as_it_did(returns, dtype):
+    network = Odd(returns).to(dtype)
+    plain, model, x = deepcopy(network), attach_saol(network, seed=0), images(48, 32).to(dtype)
+    assert [tap.name for tap in model.taps] == ["norm", "middle", "last"]
+    assert model.saol.logits.weight.dtype == dtype
+    for mode in (True, False):
+        plain.train(mode), model.train(mode)
+        assert not network.norm.training
+        torch.manual_seed(3)
+        outputs, last = model.look(x)
+        torch.manual_seed(3)
+        made = plain(x)
+        if mode:
+            made = made["logits"] if returns is dict else made[1]
+        assert torch.equal(outputs.gap_logits, made)
+        assert torch.equal(last, plain.seen) and (last >= 0).all()
+
+
+def test_maps_that_change_in_place_later_are_kept_as_they_were():
+    network = Odd()
+    model, x = attach_saol(network, seed=0).eval(), images(48, 32)
+    _, (first, second, last) = model.maps(x)
+    stem = network.norm(network.stem(x))
+    assert (stem < 0).any() and torch.equal(first, stem)
+    assert torch.equal(second, network.middle(stem.relu()))
+    assert [tap.clone for tap in model.taps] == [True, True, False]
+    outputs = model(x)
+    for value in (outputs.gap_logits, outputs.saol_log_probs):
+        (gradient,) = torch.autograd.grad(value[:, 0].sum(), network.stem.weight, retain_graph=True)
+        assert gradient.any()
+    assert last.requires_grad
+
+
+def test_the_network_is_found_out_without_being_changed():
+    network, calls = Odd(), []
+    network.stem.register_forward_hook(lambda *_: calls.append(1))
+    network.train().middle.eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    torch_state = torch.get_rng_state()
+    model = attach_saol(network, seed=0)
+    assert torch.equal(torch_state, torch.get_rng_state()) and not calls
+    assert not hasattr(network, "seen") and not network.middle.training and network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    model(images(48, 32))
+    assert calls == [1]
+
+
+def test_the_users_hooks_act_in_the_attached_network():
+    network = Odd().eval()
+    model, x = attach_saol(network, seed=0), images(48, 32)
+    before = model(x).gap_logits
+    network.last.register_forward_pre_hook(lambda _, given: (2 * given[0],))
+    assert not torch.equal(model(x).gap_logits, before) and torch.equal(model(x).gap_logits, network(x))
+
+
+def test_under_autocast_the_answer_is_the_networks_own():
+    network = vision.resnet18(num_classes=5).eval()
+    plain, model, x = deepcopy(network), attach_saol(network, seed=0), images(64, 96)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert torch.equal(model(x).gap_logits, plain(x)) and model(x).gap_logits.dtype == torch.bfloat16
+
+
+def test_two_attachments_of_one_network_do_not_meet():
+    network, x = vision.resnet18(num_classes=5).eval(), images(64, 96)
+    first = attach_saol(network, ["layer1", "layer4"], seed=0)
+    alone = first(x)
+    second = attach_saol(network, ["layer3", "layer4"], seed=0)
+    assert second.saol.in_channels == (256, 512) and torch.equal(first(x).attention, alone.attention)
+    assert not torch.equal(second(x).saol_log_probs, alone.saol_log_probs)
+
+
+# --- what is done to networks ----------------------------------------------------------------------------------------
+
+
+def odd_network():
+    return attach_saol(Odd(), seed=0).eval()
+
+
+def same(a, b, bound=0.0):
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None]
+    return len(pairs) > 3 and all(torch.allclose(x, y, rtol=0, atol=bound) for x, y in pairs)
+
+
+def test_it_is_copied_pickled_saved_and_loaded():
+    model, x = odd_network(), images(48, 32)
+    wanted = model(x)
+    assert same(deepcopy(model)(x), wanted)
+    again = pickle.loads(pickle.dumps(model))
+    assert same(again(x), wanted) and again.train().body.training and not again.body.norm.training
+    other = attach_saol(Odd(), seed=1).eval()
+    assert not same(other(x), wanted)
+    other.load_state_dict(model.state_dict())
+    assert same(other(x), wanted)
+
+
+def test_it_is_exported_and_compiled():
+    model, x = odd_network(), images(48, 32)
+    wanted = model(x)
+    program = torch.export.export(model, (x,))
+    assert same(program.module()(x), wanted, 1e-4)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert same(compiled(x), wanted, 1e-4)
+
+
+def test_threads_and_replicas_keep_their_maps_apart():
+    """As DataParallel does it: replicas share the hooks, and each runs in a thread."""
+    model = odd_network()
+    replicas = []
+    for _ in range(2):
+        replica = model._replicate_for_data_parallel()
+        replica.body = model.body._replicate_for_data_parallel()
+        for name, module in model.body.named_children():
+            copy = module._replicate_for_data_parallel()
+            for own, weight in module._parameters.items():
+                copy._parameters[own] = weight
+            setattr(replica.body, name, copy)
+        replicas.append(replica)
+    batches = [images(48, 32, seed=seed) for seed in range(8)]
+    wanted = [model(x) for x in batches]
+    with ThreadPoolExecutor(4) as pool:
+        shared = list(pool.map(model, batches))
+        parted = list(pool.map(lambda i: replicas[i % 2](batches[i]), range(8)))
+    assert all(same(a, b) for a, b in zip(shared, wanted, strict=True))
+    assert all(same(a, b) for a, b in zip(parted, wanted, strict=True))
+
+
+# --- maps found by themselves ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (vision.resnet18, ["layer2", "layer3", "layer4"]),
+        (vision.mobilenet_v3_small, ["features.3", "features.8", "features"]),
+        (vision.squeezenet1_1, ["features.4", "features.7", "classifier.2"]),
+        (lambda: vision.vgg11(num_classes=3), ["features.14", "features.19", "features"]),
+        (lambda: timm.create_model("convnext_atto"), ["stages.1", "stages.2", "norm_pre"]),
+    ],
+)
+def test_the_last_map_and_two_finer_levels_are_found(make, names):
+    with torch.device("meta"):
+        model = attach_saol(make())
+    assert [tap.name for tap in model.taps] == names
+
+
+class LeNet(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(400, 84), nn.ReLU(), nn.Linear(84, 10),
+        )  # fmt: skip
+
+
+def test_a_network_of_one_size_and_one_channel_that_pools_nothing(caplog):
+    network = LeNet()
+    model = attach_saol(network, seed=0)
+    assert (model.channels, model.size) == (1, (28, 28)) and "takes images of 28 x 28 pixels alone" in caplog.text
+    assert [tap.name for tap in model.taps] == ["1", "4", "5"]
+    x = torch.rand(2, 1, 28, 28)
+    assert torch.equal(model(x).gap_logits, network(x)) and model(x).attention.shape == (2, 1, 5, 5)
+
+
+class Decides(nn.Module):
+    """Its forward depends on numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x))
+        if x.mean() > 1e9:
+            x = -x
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def test_a_network_that_decides_by_numbers():
+    network = Decides()
+    model, x = attach_saol(network, seed=0).eval(), images(32, 48)
+    assert network.norm.num_batches_tracked == 0 and [tap.name for tap in model.taps] == ["norm"]
+    assert torch.equal(model(x).gap_logits, network(x))
+
+
+def test_an_unused_classifier_costs_nothing_and_is_not_trained():
+    network = vision.vgg11(num_classes=5)
+    model = attach_saol(network, heads=("saol",), seed=0)
+    assert isinstance(model.body.classifier[0], nn.Identity) and isinstance(network.classifier[0], nn.Linear)
+    outputs = model(images(64, 96))
+    (outputs.saol_log_probs[:, 0].sum() + outputs.mask_logits.sum()).backward()
+    assert outputs.gap_logits is None and all(weight.grad is not None for weight in model.parameters())
+
+
+HASHES = {  # of all names and first weights of 7 classes and seed 3, by the code before the hooks
+    "resnet-8": ("8264bd3b3c636d07", "c2f82afd34c94b0e", "033a99e7a384c4ac"),
+    "wrn-10-1": ("0ab9ee056f745c07", "f9f88867bd67b40d", "54eff5fec1612fb0"),
+    "densenet-bc-10-8": ("8b31a4cbe0d05f11", "dd9c494019296bab", "8162cf1123226ab4"),
+    "pyramidnet-8-12": ("c65972ecdf363dd8", "3f1743ef67ba1bf0", "74711ca6d5c7273b"),
+}
+
+
+@pytest.mark.parametrize("name", HASHES)
+def test_first_weights_are_those_of_published_runs(name):
+    for heads, wanted in zip((("gap", "saol"), ("saol",), ("gap",)), HASHES[name], strict=True):
+        digest = hashlib.sha256()
+        for key, value in sorted(build_model(name, 7, heads=heads, seed=3).state_dict().items()):
+            digest.update(key.encode() + value.numpy().tobytes())
+        assert digest.hexdigest()[:16] == wanted
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 
-class Recurrent(nn.Module):
+class Wants(nn.Module):
+    """Wants more than images."""
+
+    def forward(self, x, target):
+        return x
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3, 2, 1), nn.LayerNorm(4), nn.Linear(4, 5)
+
     def forward(self, x):
-        return x if x.sum() > 0 else -x
+        return self.head(self.norm(self.conv(x).permute(0, 2, 3, 1)).mean((1, 2)))
 
 
-SEQUENTIAL = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 900, 5))
+class ByFunctions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, 2, 1), nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.head(self.conv(x).relu().mean((2, 3)))
+
+
+FLAT = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5))
 NODES = ["layer3", "layer4"]
 small = partial(build_model, "resnet-8", 10)
 
@@ -273,16 +569,22 @@ small = partial(build_model, "resnet-8", 10)
         (lambda: small()(torch.zeros(3, 32, 32)), "shape (3, 32, 32); expected (B, 3, H, W)"),
         (lambda: attach_saol(resnet18(), ["layer3", "layr4"], 10), "'layr4' is not in ResNet; the nearest are layer4"),
         (lambda: attach_saol(resnet18(), ["layer4", "layer4"], 10), "nodes=['layer4', 'layer4']: name at least"),
-        (lambda: attach_saol(Plain(), ["relu_1", "relu_1"], 5), "nodes=['relu_1', 'relu_1']: name at least one block"),
+        (lambda: attach_saol(Plain(), ["act", "act"], 5), "nodes=['act', 'act']: name at least one block"),
         (lambda: attach_saol(resnet18(), [], 10), "nodes=[]: name at least one block, and none twice"),
         (lambda: attach_saol(resnet18(), "layer4", 10), "nodes='layer4' must be a list of names"),
         (lambda: attach_saol(resnet18(), ["layer4", "layer3"], 10), "is 'layer3', but the network pools 'layer4"),
-        (lambda: attach_saol(resnet18(), ["layer4.1.bn2"], 10), "last node is 'layer4.1.bn2', but the network pools"),
-        (lambda: attach_saol(resnet18(), ["fc"], 10), "last node is 'fc', but the network pools 'layer4.1.relu_1'"),
-        (lambda: attach_saol(resnet18(), ["flatten", "layer4"], 10), "node 'flatten' gives (512,)"),
+        (lambda: attach_saol(resnet18(), ["layer4.1.conv2"], 10), "node is 'layer4.1.conv2', but the network pools"),
+        (lambda: attach_saol(resnet18(), ["fc"], 10), "the last node is 'fc', but the network pools 'layer4'"),
+        (lambda: attach_saol(resnet18(), ["fc", "layer4"], 10), "node 'fc' gives (1000,)"),
         (lambda: attach_saol(small(), NODES, 10), "this network has its output layers already"),
-        (lambda: attach_saol(SEQUENTIAL, ["0"], 5), "no global average pooling was found in this network"),
-        (lambda: attach_saol(Recurrent(), ["x"], 5), "torch.fx cannot trace Recurrent"),
+        (lambda: attach_saol(FLAT), "no map (B, C, H, W) that follows the image's size leads to the network's output"),
+        (lambda: attach_saol(ChannelsLast()), "its last map with the channels at the end, (96, 160, 4) for one"),
+        (lambda: attach_saol(ByFunctions()), "is made and pooled by functions in its forward"),
+        (lambda: attach_saol(resnet18().avgpool), "no map"),
+        (lambda: attach_saol(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())), "gives (B, K): say num_classes"),
+        (lambda: attach_saol(nn.DataParallel(resnet18())), "wrapped in DataParallel: attach SAOL to its .module"),
+        (lambda: attach_saol(torch.compile(resnet18())), "attach SAOL to its ._orig_mod, then compile the result"),
+        (lambda: attach_saol(Wants()), "Wants runs on no image (B, C, H, W) of the sizes tried (TypeError: "),
     ],
 )  # fmt: skip
 def test_bad_input_gets_one_sentence(call, message):
@@ -292,5 +594,5 @@ def test_bad_input_gets_one_sentence(call, message):
 
 
 def test_an_unknown_keyword_is_named():
-    with pytest.raises(TypeError, match="logitwidth"):
+    with pytest.raises(ValueError, match="did you mean logit_width"):
         small(logitwidth=3)

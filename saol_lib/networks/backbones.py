@@ -181,7 +181,9 @@ def _build_own(name: str, num_classes: int, pretrained: bool) -> Backbone:
         numbers = [int(number) for number in found.groups() if number]
         if min(numbers) < 1:
             raise ValueError(f"backbone {name!r}: depth and width must be positive")
-        return build(name, num_classes, *numbers)
+        backbone = build(name, num_classes, *numbers)
+        backbone.network.features.final_pool = nn.AdaptiveAvgPool2d(1)  # theirs takes images of one size alone
+        return backbone
     raise ValueError(
         f"backbone {name!r} is not known; write for example resnet-8, resnet-20-32, wrn-16-4, densenet-bc-100-12, "
         "pyramidnet-110-270, pyramidnet-bn-200-240, resattnet56, resnet50, resnext50_32x4d or timm:NAME"

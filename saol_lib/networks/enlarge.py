@@ -1,48 +1,123 @@
 """The last stage's stride taken out."""
 
 from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 
-from saol_lib.attach import SAOLNet, fake_image
+from saol_lib.attach import SAOLNet
+from saol_lib.finding import fake_pass, spare
 from saol_lib.networks.abn import ABN
+
+_POOLS = (nn.AvgPool2d, nn.MaxPool2d)
+Size = tuple[int, int]
+
+
+@dataclass
+class Seen:
+    """The sizes (H, W) of what a sliding window reads and gives."""
+
+    given: Size
+    made: Size
 
 
 def enlarge(model: SAOLNet | ABN, dilation: bool = False) -> SAOLNet | ABN:
     """A copy with the last stage's stride taken out: X_L, and with it SAOL's output, has twice the resolution.
 
-    Every weight is kept; strided convolutions get stride 1, shrinking pools go. dilation: the 3x3 convolutions after
-    that look twice as far apart, as far as they did before (the paper, section 6, does not say).
-    Raises ValueError where the last stage takes no stride, or X_L would not be twice as large.
+    Every weight is kept; strided convolutions get stride 1, shrinking pools go. dilation: the convolutions after that
+    look twice as far apart, as far as they did before (the paper, section 6, does not say); pools stay as they are.
+    Raises ValueError where the last stage takes no stride, X_L would not be twice as large, or the network does not
+    run so.
     """
-    copy, seen = deepcopy(model), {}
-    body = copy.body if isinstance(copy, SAOLNet) else copy.stage
-    sliding = (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d)
-    parts = {name: module for name, module in body.named_modules() if isinstance(module, sliding)}
+    size = getattr(model, "size", (224, 224))
+    before, seen = _look(model, size)
+    narrow = before[1:]
+    wide = (2 * narrow[0], 2 * narrow[1])
+    shrinking = [name for name, sizes in seen.items() if sizes.made == narrow and _shrinks(sizes)]
+    if not shrinking:
+        raise ValueError(f"this network cannot be enlarged: no stride of its backbone gives its last map {before}")
 
-    def watch(name: str):
-        return lambda _, given, made: seen.update({name: (given[0].shape[-1], made.shape[-1])})
-
-    hooks = [module.register_forward_hook(watch(name)) for name, module in parts.items()]
-    before = _look_shape(copy)
-    for hook in hooks:
-        hook.remove()
-    shrinking = [name for name, (wide, narrow) in seen.items() if wide > narrow == before[-1]]
+    copy = deepcopy(model)
     for name in shrinking:
-        if isinstance(parts[name], nn.Conv2d):
-            parts[name].stride = (1, 1)
-        else:
-            body.set_submodule(name, nn.Identity())
-    for name, sizes in seen.items() if dilation else ():
-        if sizes == (before[-1],) * 2 and isinstance(conv := parts[name], nn.Conv2d) and max(conv.kernel_size) > 1:
-            conv.dilation, conv.padding = ((2 * d, 2 * e) for d, e in zip(conv.dilation, conv.padding, strict=True))
-    after = _look_shape(copy)
-    if not shrinking or after != (before[0], *(2 * side for side in before[1:])):
-        raise ValueError(f"the last stage of this network cannot be enlarged: its map {before} would be {after}")
+        _take_stride(copy, name, seen[name], wide)
+    if dilation:
+        for name, sizes in seen.items():
+            if name not in shrinking and sizes.made == narrow:
+                _dilate(copy.get_submodule(name), name, sizes)
+
+    after = _look_again(copy, size)
+    if after != (before[0], *wide):
+        raise ValueError(f"this network cannot be enlarged: its last map {before} would be {after}, not twice as large")
     return copy
 
 
-def _look_shape(model: nn.Module) -> tuple[int, ...]:
-    """The shape (C, H, W) of X_L for one image of 224x224, without computing anything."""
-    with fake_image(model) as image:
-        return tuple(model.look(image)[1].shape[1:])
+def _look(model: SAOLNet | ABN, size: Size) -> tuple[tuple[int, ...], dict[str, Seen]]:
+    """The shape (C, H, W) of X_L for one image of `size`, and what every sliding window of the backbone sees."""
+    copy, seen = spare(model, hooks=True).eval(), {}
+    backbone = "body" if isinstance(model, SAOLNet) else "stage"
+
+    def note(name: str, _module: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+        seen[name] = Seen(tuple(given[0].shape[2:]), tuple(made.shape[2:]))
+
+    for name, module in copy.named_modules():
+        if name.startswith(f"{backbone}.") and hasattr(module, "stride") and not module._modules:
+            module.register_forward_hook(partial(note, name))
+    with fake_pass(copy, copy.channels, size) as images:
+        last = copy.look(images)[1]
+    return tuple(last.shape[1:]), seen
+
+
+def _look_again(model: SAOLNet | ABN, size: Size) -> tuple[int, ...]:
+    try:
+        return _look(model, size)[0]
+    except Exception as error:
+        why = str(error).strip().split("\n")[0]
+        raise ValueError(f"this network cannot be enlarged: without its last stride it does not run ({why})") from error
+
+
+def _shrinks(sizes: Seen) -> bool:
+    """Whether a stride makes the map smaller, rather than a window without padding."""
+    return all(wide > 1.5 * narrow for wide, narrow in zip(sizes.given, sizes.made, strict=True))
+
+
+def _take_stride(model: nn.Module, name: str, sizes: Seen, wide: Size) -> None:
+    """Stride 1 for a convolution; an even kernel, or one without padding, is padded so that the size stays."""
+    module = model.get_submodule(name)
+    if isinstance(module, _POOLS):
+        model.set_submodule(name, nn.Identity())
+        return
+    pads_itself = isinstance(module, nn.Conv2d) and _size(module, sizes.given) != sizes.made
+    module.stride = 1 if isinstance(module.stride, int) else (1, 1)
+    if not isinstance(module, nn.Conv2d) or pads_itself:
+        return
+    if _size(module, sizes.given) != wide and sizes.given == wide:
+        module.padding = "same"
+
+
+def _dilate(module: nn.Module, name: str, sizes: Seen) -> None:
+    """The kernel's taps twice as far apart, the size unchanged."""
+    if not isinstance(module, nn.Conv2d) or max(module.kernel_size) == 1:
+        return
+    where = f"its {name.partition('.')[2]!r} with a kernel of {'x'.join(map(str, module.kernel_size))}"
+    if sizes.given != sizes.made:
+        raise ValueError(f"this network cannot be dilated: {where} is padded outside of the convolution")
+    pads_itself = _size(module, sizes.given) != sizes.made
+    if isinstance(module.padding, str) and any(side % 2 == 0 for side in module.kernel_size):
+        raise ValueError(f"this network cannot be dilated: {where} is even, so no padding keeps it in place")
+
+    rows, columns = module.dilation
+    module.dilation = (2 * rows, 2 * columns)
+    if not isinstance(module.padding, str) and not pads_itself:  # of an odd kernel that keeps the size
+        above, left = module.padding
+        module.padding = (2 * above, 2 * left)
+
+
+def _size(conv: nn.Conv2d, given: Size) -> Size:
+    """The size that a convolution with these settings gives."""
+    sides = []
+    for axis, side in enumerate(given):
+        reach = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
+        padding = {"same": reach, "valid": 0}[conv.padding] if isinstance(conv.padding, str) else 2 * conv.padding[axis]
+        sides.append((side + padding - reach - 1) // conv.stride[axis] + 1)
+    return tuple(sides)
