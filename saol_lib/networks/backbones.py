@@ -131,16 +131,17 @@ _TORCHVISION = re.compile(r"(wide_)?resne(x)?t\d+(_\w+)?")
 _TIMM = "timm:"
 
 
-def build_backbone(name: str, num_classes: int, pretrained: bool = False) -> Backbone:
+def build_backbone(name: str, num_classes: int, pretrained: bool = False, fetch: bool = True) -> Backbone:
     """The network `name` (grammar above) for RGB images (B, 3, H, W), and its stages.
 
-    pretrained: torchvision's or timm's own ImageNet weights (a download), with the classes that they were trained on.
+    pretrained: torchvision's or timm's own ImageNet weights (a download), with the classes that they were trained on;
+    without `fetch` the same network with drawn weights, which others will replace.
     Raises ValueError for a name, depth or width that does not exist, and ImportError for timm:NAME without timm.
     """
     if name.startswith(_TIMM):
-        backbone = _build_timm(name, num_classes, pretrained)
+        backbone = _build_timm(name, num_classes, pretrained, fetch)
     elif _is_torchvision(name):
-        backbone = _build_torchvision(name, num_classes, pretrained)
+        backbone = _build_torchvision(name, num_classes, pretrained, fetch)
     else:
         backbone = _build_own(name, num_classes, pretrained)
     spare_narrow_strides(backbone.network)
@@ -190,18 +191,18 @@ def _build_own(name: str, num_classes: int, pretrained: bool) -> Backbone:
     )
 
 
-def _build_torchvision(name: str, num_classes: int, pretrained: bool) -> Backbone:
+def _build_torchvision(name: str, num_classes: int, pretrained: bool, fetch: bool) -> Backbone:
     if pretrained:
-        network = torchvision.models.get_model(name, weights="DEFAULT")
+        network = torchvision.models.get_model(name, weights="DEFAULT" if fetch else None)
     else:
         network = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
     return Backbone(network, ("layer1", "layer2", "layer3", "layer4"))
 
 
-def _build_timm(name: str, num_classes: int, pretrained: bool) -> Backbone:
+def _build_timm(name: str, num_classes: int, pretrained: bool, fetch: bool) -> Backbone:
     timm = _check_timm(name)
     classes = {} if pretrained else {"num_classes": num_classes}
-    network = timm.create_model(name.removeprefix(_TIMM), pretrained=pretrained, **classes)
+    network = timm.create_model(name.removeprefix(_TIMM), pretrained=pretrained and fetch, **classes)
     return Backbone(network, None)
 
 

@@ -21,6 +21,7 @@ def build_model(
     heads: Sequence[str] = HEADS,
     blocks: int = 3,
     pretrained: bool = False,
+    fetch: bool = True,
     weights: str | Path | Mapping[str, Tensor] | None = None,
     rows: Sequence[int] | None = None,
     seed: int | None = None,
@@ -29,7 +30,7 @@ def build_model(
 ) -> SAOLNet | ABN:
     """A backbone by name (see `backbones`) with the output layers `heads` ("gap", "saol"); ("abn",): an ABN.
 
-    pretrained  torchvision's or timm's own ImageNet weights
+    pretrained  torchvision's or timm's own ImageNet weights; not fetched without `fetch`: others will replace them
     weights     those to start from: a file, the name of packaged ones ("efficientnet-lite0"), or tensors by name; see
                 `weights.start_from` for what fits. With another number of classes the classifier alone is a new one
     rows        with pretrained or weights: which rows of their classifier belong to the `num_classes` classes, in their
@@ -46,7 +47,7 @@ def build_model(
         raise ValueError("pretrained=True and weights are two things to start from; give one of them")
 
     with seeded(seed, "backbone"):
-        made = build_backbone(backbone, num_classes, pretrained)
+        made = build_backbone(backbone, num_classes, pretrained, fetch)
         if pretrained and rows is not None:
             made = _with_rows(made, backbone, num_classes, rows)
     network = made.network

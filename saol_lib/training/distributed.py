@@ -1,84 +1,297 @@
-"""Data-parallel training by accelerate on torch.distributed, with the batches and CutMix pairs of a single process.
+"""The processes that train one run together, on torch.distributed: started by `torchrun` or by `launch`."""
 
-Every process draws the same global batch (that is cheap) and takes its own rows; a mixed sample and its source stay
-together. Losses are weighted so that averaging the processes' gradients gives the gradient of the global batch.
-"""
-
+import inspect
+import multiprocessing
 import os
-from collections.abc import Callable
+import pickle
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from saol_lib.cutmix import Mixed
+from saol_lib.training.batch_norm import SharedStatistics
+
+RENDEZVOUS = "SAOL_RENDEZVOUS"  # where processes of `launch` meet; those of torchrun meet where it tells them
+GRACE = 60.0  # seconds that processes have to write a checkpoint and end
+GUARD = (
+    "a script that trains in several processes needs a main guard, because each of them imports the script: put the "
+    'call under `if __name__ == "__main__":`'
+)
+
+
+class Interrupted(SystemExit):
+    """Training was asked to stop (SIGTERM, exit code 143) and has written a checkpoint."""
+
+
+def process_count() -> int:
+    """How many processes train together: what torchrun or `launch` told this one; 1 where none did."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def process_rank() -> int:
+    return int(os.environ.get("RANK", 0))
 
 
 class Processes:
-    """This process among those that train one run; alone unless torchrun or `launch` started several."""
+    """This process among those that train one run; alone unless torchrun or `launch` started several.
 
-    def __init__(self, device: str = "auto") -> None:
-        best = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(best if device == "auto" else device)
-        self.count, self.rank, self.accelerator = int(os.environ.get("WORLD_SIZE", 1)), 0, None
-        if self.count > 1:
-            from accelerate import Accelerator
+    device: "auto" (a GPU if there is one) or a torch device. Of several processes each takes the next GPU, by its local
+    rank, from the device on. shared_statistics: batch normalisation runs over all of them.
+    Raises ValueError where there are fewer GPUs than processes of this machine.
+    """
 
-            self.accelerator = Accelerator(cpu=self.device.type == "cpu")
-            self.rank, self.device = self.accelerator.process_index, self.accelerator.device
-            if (seen := self.accelerator.num_processes) != self.count:  # it can silently train independent copies
-                raise RuntimeError(f"accelerate sees {seen} processes instead of {self.count}; start with torchrun")
+    def __init__(self, device: str = "auto", shared_statistics: bool = True) -> None:
+        self.count = process_count()
+        self.rank = process_rank()
+        self.device = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+        self.shares_statistics = shared_statistics and self.count > 1
+
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.count > 1 and not dist.is_initialized():
+            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+            where = os.environ.get(RENDEZVOUS, "env://")
+            dist.init_process_group(backend, where, rank=self.rank, world_size=self.count)
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        return self.accelerator.prepare_model(model) if self.accelerator else model
+        """The model, with its gradients averaged over the processes."""
+        if self.count == 1:
+            return model
+        devices = [self.device] if self.device.type == "cuda" else None
+        known = inspect.signature(DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # by torch's version
+        return DistributedDataParallel(model, device_ids=devices, **{name: False})
+
+    def averaging(self, model: nn.Module, wanted: bool) -> AbstractContextManager:
+        """Inside, `wanted` or not, the gradients of a wrapped model are averaged; those before are added first."""
+        return nullcontext() if wanted or self.count == 1 else model.no_sync()
+
+    def statistics(self, counted: bool = True) -> AbstractContextManager:
+        """Inside, a forward pass takes the batch's statistics over the `counted` rows of all processes, if wanted."""
+        return SharedStatistics(counted) if self.shares_statistics else nullcontext()
 
     def sum(self, value: Tensor) -> Tensor:
-        return self.accelerator.reduce(value, "sum") if self.accelerator else value
+        """The sum over the processes."""
+        if self.count == 1:
+            return value
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    def stack(self, value: Tensor) -> Tensor:
+        """The values (...) of all processes as (processes, ...)."""
+        table = value.new_zeros(self.count, *value.shape)
+        table[self.rank] = value
+        return self.sum(table)
+
+    def any(self, *wishes: bool) -> list[bool]:
+        """For each wish, whether some process has it. They meet on the CPU: none waits for its GPU."""
+        if self.count == 1:
+            return list(wishes)
+        votes = torch.tensor([int(wish) for wish in wishes])
+        dist.all_reduce(votes)
+        return [vote > 0 for vote in votes.tolist()]
+
+    def gather(self, value: set[str]) -> set[str]:
+        """The union over the processes."""
+        if self.count == 1:
+            return set(value)
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, value)
+        return set().union(*found)
 
     def align(self, model: nn.Module) -> None:
-        """Give every process the first one's buffers: each has running statistics of its own rows alone."""
-        for buffer in model.buffers() if self.accelerator else ():
-            torch.distributed.broadcast(buffer, 0)
+        """Give every process the first one's buffers, where each has running statistics of its own rows alone."""
+        if self.count == 1 or self.shares_statistics:
+            return
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
     def wait(self) -> None:
-        if self.accelerator:
-            self.accelerator.wait_for_everyone()
+        self.any(False)
 
-    def rows(self, mixed: Mixed, paired: bool) -> Tensor:
-        """The rows of the global batch that are this process's: as many for each, pairs together."""
-        chosen = (mixed.boxes[:, 2] > 0).nonzero()[:, 0]
-        order = torch.arange(len(mixed.boxes))
-        if paired:
-            pairs = torch.stack([chosen, mixed.partners[chosen]], dim=1).flatten()
-            single = torch.ones(len(order), dtype=torch.bool).index_fill(0, pairs, False)
-            order = torch.cat([pairs, order[single]])
-        return order.chunk(self.count)[self.rank]
 
-    def share(self, mixed: Mixed, paired: bool) -> tuple[Mixed, float]:
-        """This process's part of a mixed batch, and the weight of its mean over mixed samples in the global one.
+def choose_device(device: str, local_rank: int = 0, gpus: int | None = None) -> torch.device:
+    """The device of a process of this machine; gpus: how many it sees, None: look."""
+    gpus = torch.cuda.device_count() if gpus is None else gpus
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
+    chosen = torch.device(device)
+    if chosen.type != "cuda":
+        return chosen
 
-        The partners of the paired schedule count within the part; those of the others still within the whole batch.
-        """
-        if self.count == 1:
-            return mixed, 1.0
-        rows = self.rows(mixed, paired)
-        parts = [value if isinstance(value, bool) else value[rows.to(value.device)] for value in mixed]
-        part = Mixed(*parts)
-        if paired:
-            where = torch.zeros(len(mixed.boxes), dtype=torch.int64).index_copy(0, rows, torch.arange(len(rows)))
-            part = part._replace(partners=where[part.partners])
-        counts = [int((boxes[:, 2] > 0).sum()) for boxes in (part.boxes, mixed.boxes)]
-        return part, self.count * counts[0] / max(counts[1], 1)
+    index = (chosen.index or 0) + local_rank
+    if index >= gpus:
+        raise ValueError(
+            f"device={device!r}: process {local_rank} of this machine would take GPU {index}, but {gpus} are visible; "
+            "lower processes, or use device='cpu'"
+        )
+    return torch.device("cuda", index)
+
+
+# --- starting them ----------------------------------------------------------------------------------------------------
+
+
+class _Rank(NamedTuple):
+    process: multiprocessing.process.BaseProcess
+    report: Connection  # what went wrong in it, if something did
 
 
 def launch(function: Callable, arguments: tuple, processes: int) -> None:
-    """Call `function` in `processes` processes of this machine (spawned; from a notebook too) and wait for them."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise RuntimeError("this process is one of several already; processes above 1 would start more")
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    """Call `function` in `processes` processes of this machine (spawned; from a notebook too) and wait for them.
 
-    where = {"rdzv_backend": "c10d", "rdzv_endpoint": "127.0.0.1:0", "run_id": str(os.getpid())}
-    elastic_launch(LaunchConfig(1, 1, processes, start_method="spawn", max_restarts=0, **where), function)(*arguments)
+    Raises what the first of them raised; RuntimeError where one died; KeyboardInterrupt and Interrupted after a signal,
+    which is passed on to all of them so that they can write a checkpoint.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(GUARD)
+    if process_count() > 1:
+        raise RuntimeError("this process is one of several already; processes above 1 would start more")
+
+    threads = max(1, torch.get_num_threads() // processes)
+    with tempfile.TemporaryDirectory() as folder, stoppable() as stop:
+        meeting = (Path(folder) / "meeting").as_uri()
+        ranks = [_start(function, arguments, rank, processes, meeting, threads) for rank in range(processes)]
+        _watch(ranks, stop)
+        leave_if_asked(stop)
+        _raise_first(ranks)
+
+
+def _start(function: Callable, arguments: tuple, rank: int, count: int, meeting: str, threads: int) -> _Rank:
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    environment = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        RENDEZVOUS: meeting,
+    }
+    process = context.Process(target=_work, args=(function, arguments, environment, threads, send))
+    process.start()
+    send.close()
+    return _Rank(process, receive)
+
+
+def _work(function: Callable, arguments: tuple, environment: dict[str, str], threads: int, report: Connection) -> None:
+    """What a started process does; an exception is reported, and the exit code says that there was one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one passes it on
+    threading.Thread(target=_follow, daemon=True).start()
+    os.environ.update(environment)
+    torch.set_num_threads(threads)
+
+    try:
+        function(*arguments)
+    except (Interrupted, KeyboardInterrupt):
+        sys.exit(143)
+    except Exception as error:
+        report.send((time.time(), _portable(error)))
+        os._exit(1)  # not to wait for the others, who wait for this one
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _portable(error: Exception) -> Exception:
+    """An exception that another process can raise."""
+    if not isinstance(error, ValueError | OSError | ArithmeticError):  # of a mistake in the code: where it was
+        error.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _follow() -> None:
+    """Stop this process, with a checkpoint, when the one that started it is gone."""
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(143)
+
+
+def _watch(ranks: list[_Rank], stop: list[int]) -> None:
+    """Wait until all have ended. After a signal, or when one fails, the others are told to stop."""
+    while running := [rank.process for rank in ranks if rank.process.is_alive()]:
+        failed = any(rank.process.exitcode for rank in ranks)
+        if stop or failed:
+            _end(running, GRACE if stop else GRACE / 6)
+            return
+        wait([process.sentinel for process in running], timeout=0.2)
+
+
+def _end(running: list[multiprocessing.process.BaseProcess], seconds: float) -> None:
+    """Tell processes to stop; whoever is still there after some seconds is killed."""
+    for process in running:
+        process.terminate()
+    end = time.monotonic() + seconds
+    for process in running:
+        process.join(max(0.0, end - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _raise_first(ranks: list[_Rank]) -> None:
+    """Raise the exception that came first, or say which process died."""
+    reports = []
+    for rank in ranks:
+        try:
+            if rank.report.poll():
+                reports.append(rank.report.recv())
+        except EOFError:
+            continue
+    if reports:
+        raise min(reports, key=lambda report: report[0])[1]
+
+    codes = [rank.process.exitcode for rank in ranks]
+    if not any(codes):
+        return
+    number, code = next((n, code) for n, code in enumerate(codes) if code)
+    raise RuntimeError(
+        f"process {number} of {len(ranks)} ended with exit code {code}; finished epochs are kept, start again to go on "
+        f"({GUARD})"
+    )
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def stoppable() -> Iterator[list[int]]:
+    """A list that SIGTERM and Ctrl-C fill instead of killing; in another than the main thread it stays empty."""
+    signals: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+
+    def remember(number: int, _) -> None:
+        signals.append(number)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def leave_if_asked(stop: list[int]) -> None:
+    """Leave as the first of the signals says."""
+    if stop:
+        raise KeyboardInterrupt if stop[0] == signal.SIGINT else Interrupted(143)

@@ -23,6 +23,9 @@ PACKAGES = ("torch", "torchvision", "pytorchcv", "numpy", "scikit-learn", "pillo
 LATER = {  # config fields that came after the first published runs: at these values they are not part of an id
     **dict.fromkeys(("image_size", "classes", "start"), None),
     **dict.fromkeys(("skip_damaged", "pretrained", "enlarge", "dilation"), False),
+    **dict.fromkeys(("weights_content", "clip_norm"), None),
+    **{"accumulate": 1, "warmup_epochs": 0, "milestones": [], "gamma": 0.1, "decay": "kernels"},
+    **{"processes": 1, "sync_batch_norm": True},  # in an identity where they change numbers
 }
 
 

@@ -1,8 +1,10 @@
 """RunConfig: what it refuses and how, what a run's id depends on, and grids."""
 
 import dataclasses
+import json
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,11 +21,22 @@ OTHER = {  # another valid value for every field
     "kernel_size": 1, "resize": "adaptive", "earlier_blocks": "bn_relu", "class_softmax": "image",
     "mask_source": "attention", "autocast": "bfloat16", "compile": True, "device": "cuda", "processes": 2,
     "image_size": 64, "classes": 30, "skip_damaged": True, "pretrained": True, "start": "gap_fc-s0-0123456789",
-    "enlarge": True, "dilation": True, "workers": 2,
+    "enlarge": True, "dilation": True, "workers": 2, "weights_content": "0123456789abcdef", "accumulate": 2,
+    "warmup_epochs": 1, "milestones": (2, 3), "gamma": 0.2, "decay": "all", "clip_norm": 1.0, "sync_batch_norm": False,
+    "checkpoint_minutes": 1.0, "weights": "a file, see below",
 }  # fmt: skip
 WITH = {  # what a field's other value needs beside it
-    "classes": {"dataset": "tiny-imagenet"}, "dilation": {"enlarge": True},
+    "classes": {"dataset": "tiny-imagenet"},
+    "dilation": {"enlarge": True},
     "cutmix_probability": {"cutmix_schedule": "sample"},
+    "image_size": {"dataset": "digits"},
+    "warmup_epochs": {"schedule": "cosine"},
+    "milestones": {"schedule": "step"},
+}
+WHERE = ("data_dir", "device", "processes", "workers", "sync_batch_norm", "checkpoint_minutes", "weights")  # fmt: skip
+SETTLED = OTHER | {  # these go together
+    "dataset": "tiny-imagenet", "image_size": 128, "pretrained": False, "weights_content": None, "weights": None,
+    "schedule": "step",
 }  # fmt: skip
 FIELDS = [field.name for field in dataclasses.fields(RunConfig)]
 
@@ -85,8 +98,9 @@ def test_probability_is_free_where_the_schedule_leaves_it_free():
     ("name", "value", "known"),
     [
         ("arm", "saol_mixup", "saol_cutmix"), ("dataset", "mnist", "digits"), ("backbone", "resnet-9", "8"),
-        ("backbone", "vgg", "wrn-16-4"), ("schedule", "step", "one_cycle"), ("eval_split", "train", "held_out"),
-        ("cutmix_schedule", "pairs", "paired"), ("autocast", "float16", "bfloat16"), ("resize", "cubic", "bilinear"),
+        ("backbone", "vgg", "wrn-16-4"), ("schedule", "poly", "one_cycle"), ("eval_split", "train", "held_out"),
+        ("cutmix_schedule", "pairs", "paired"), ("autocast", "half", "bfloat16"), ("decay", "none", "kernels"),
+        ("resize", "cubic", "bilinear"),
         ("teacher", "free", "constant"), ("mask_source", "none", "branch"), ("kernel_size", 5, "3"),
     ],
 )  # fmt: skip
@@ -100,12 +114,29 @@ def test_every_field_has_another_value_here():
     assert all(getattr(RunConfig(), name) != value for name, value in OTHER.items())
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", [name for name in FIELDS if name != "weights"])
 def test_id_hashes_what_can_change_a_number_and_nothing_else(name):
     beside = WITH.get(name, {})
+    if name == "milestones":  # "step" asks for some
+        assert id_of(schedule="step", milestones=[2]) != id_of(schedule="step", milestones=[3])
+        return
     same = id_of(**beside | {name: OTHER[name]}) == id_of(**beside)
-    assert same == (name in ("data_dir", "device", "processes", "workers"))
+    assert same == (name in WHERE)
     assert (name in RunConfig().identity()) == (not same)
+
+
+def test_weights_are_identified_by_their_content(tmp_path):
+    paths = [tmp_path / name for name in ("a", "b", "c")]
+    for path, value in zip(paths, (1.0, 1.0, 2.0), strict=True):
+        torch.save({"a": torch.tensor(value)}, path)
+    a, b, c = (RunConfig(weights=str(path)) for path in paths)
+    assert run_id(a.identity()) == run_id(b.identity()) != run_id(c.identity()) != id_of()
+    assert "weights" not in a.identity() and a.identity()["weights_content"] == a.weights_content
+    assert len(a.weights_content) == 16 and RunConfig.of(**a.identity()).identity() == a.identity()
+    assert a.weights_content in refused(weights=str(paths[2]), weights_content=a.weights_content)
+    assert "does not go with" in refused(weights=str(paths[0]), pretrained=True, backbone="resnet18")
+    with pytest.raises(FileNotFoundError, match="is no file"):
+        RunConfig(weights=str(tmp_path / "nowhere"))
 
 
 def test_id_reads_and_does_not_depend_on_how_numbers_are_written():
@@ -114,9 +145,29 @@ def test_id_reads_and_does_not_depend_on_how_numbers_are_written():
 
 
 def test_identity_makes_the_config_again():
-    config = RunConfig(**OTHER | {"dataset": "tiny-imagenet", "image_size": None, "pretrained": False})
+    config = RunConfig(**SETTLED)
     again = RunConfig.of(**config.identity())
     assert again.identity() == config.identity() and again.data_dir is None
+    assert again.milestones == (2, 3) and json.loads(json.dumps(config.identity())) == config.identity()
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"milestones": [2]}, ("milestones", "schedule='step'")),
+        ({"schedule": "step"}, ("milestones", "schedule='step'")),
+        ({"schedule": "step", "milestones": [3, 2]}, ("[3, 2]", "rising")),
+        ({"schedule": "step", "milestones": [0.5]}, ("0.5", "milestones")),
+        ({"schedule": "step", "milestones": ["2"]}, ("'2'", "whole numbers")),
+        ({"warmup_epochs": 1}, ("warmup_epochs=1", "one_cycle")),
+        ({"warmup_epochs": 4, "schedule": "cosine"}, ("warmup_epochs=4", "epochs=4")),
+        ({"accumulate": 3}, ("accumulate=3", "batch_size=64")),
+        ({"clip_norm": 0.0}, ("clip_norm", "above 0")),
+    ],
+)
+def test_recipes_that_do_not_go_together(values, parts):
+    text = refused(**values)
+    assert all(part in text for part in parts), text
 
 
 def test_building_a_config_draws_nothing_random():
@@ -147,6 +198,31 @@ def test_grid(arms, seeds):
     configs = grid(arms, seeds, epochs=3)
     assert [(c.arm, c.seed) for c in configs] == [(arm, seed) for arm in arms for seed in seeds]
     assert all(config.epochs == 3 for config in configs)
+
+
+@pytest.mark.parametrize("seeds", [0, [0], (0,), "[0]"])
+@pytest.mark.parametrize("arms", ["saol", ["saol"], '["saol"]', [{"arm": "saol"}]])
+def test_lists_as_papermill_passes_them(arms, seeds):
+    assert [(c.arm, c.seed) for c in grid(arms, seeds)] == [("saol", 0)]
+
+
+@pytest.mark.parametrize(
+    ("arms", "seeds", "told"),
+    [
+        (["saol"], "0 1", "seeds='0 1'"),
+        (["saol"], "[0,", "seeds='[0,'"),
+        (["saol"], ["0"], "seeds=['0']"),
+        (["saol"], True, "seeds=True"),
+        (["saol"], None, "seeds=None"),
+        (3, [0], "arms=3"),
+        ([None], [0], "arms=[None]"),
+    ],
+)
+def test_lists_that_are_none_are_one_sentence(arms, seeds, told):
+    with pytest.raises(ValueError) as error:
+        grid(arms, seeds)
+    text = str(error.value)
+    assert told in text and "is not a list; write for example" in text and "\n" not in text
 
 
 def test_grid_takes_arms_with_options():

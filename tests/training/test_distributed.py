@@ -1,8 +1,10 @@
-"""Several processes: shares of a batch against the whole, gradients of one process, one run's file, no hang."""
+"""Several processes: shares of a batch against the whole, the numbers of one process, faults that end in a sentence."""
 
 import json
+import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -11,19 +13,25 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from saol_lib.cutmix import SCHEDULES, mix, paste, unmixed
+from saol_lib.cutmix import SCHEDULES, Patches, draw, mix, paste
 from saol_lib.layers import Outputs
 from saol_lib.losses import total_loss
 from saol_lib.streams import stream
 from saol_lib.training import distributed, runs
 from saol_lib.training import loop as training
-from saol_lib.training.config import RunConfig
-from saol_lib.training.distributed import Processes, launch
-from saol_lib.training.loop import Trainer, evaluate
+from saol_lib.training.batch_norm import SharedStatistics
+from saol_lib.training.checkpoints import load_checkpoint
+from saol_lib.training.config import ARMS, RunConfig
+from saol_lib.training.distributed import Processes, choose_device, launch
+from saol_lib.training.loop import NotANumber, Trainer, evaluate, train
 from saol_lib.training.recipe import load_model
+from saol_lib.training.shares import mix_share, no_patches, plan_step, sources_of
 
 TINY = {"train_images": 200, "epochs": 2, "backbone": "resnet-8-8", "batch_size": 40, "lr": 0.05}
 TORCHRUN = [
@@ -34,278 +42,333 @@ TORCHRUN = [
     "--nproc_per_node",
     "2",
     "-m",
-    "saol_lib.training.loop",
+    "saol_lib.training",
 ]
 pytestmark = pytest.mark.timeout(900)  # a busy machine takes minutes to start three processes
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(runs.ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(distributed.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+ALL = "saol_cutmix_ss_sd"
 
 
-def process(count, rank):
-    """One of `count` processes, as far as the arithmetic goes."""
-    found = Processes("cpu")
-    found.count, found.rank = count, rank
-    return found
+def run_id(config):
+    return runs.run_id(config.identity())
 
 
 # --- shares of a batch -----------------------------------------------------------------------------------------------
 
 
-def random_mixed(batch, schedule, dropped, generator):
-    """A mixed batch, some of whose rectangles are emptied, so that shares get unequal numbers of mixed samples."""
-    images = torch.randint(0, 256, (batch, 3, 8, 8), generator=generator)
-    labels = torch.randint(0, 10, (batch,), generator=generator)
+def random_patches(batch, schedule, dropped, generator):
+    """Patches of a batch, some emptied, so that shares get unequal numbers of mixed samples."""
     probability = {"paired": 0.5, "sample": 0.7, "batch": 1.0}[schedule]
-    mixed = mix(images, labels, 10, probability=probability, schedule=schedule, generator=generator)
+    patches = draw(batch, (8, 8), probability=probability, schedule=schedule, generator=generator)
     gone = torch.rand(batch, generator=generator) < dropped
-    boxes = torch.where(gone[:, None], 0, mixed.boxes)
-    return paste(images, labels, 10, boxes, torch.where(gone, torch.arange(batch), mixed.partners))
+    boxes = torch.where(gone[:, None], 0, patches.boxes)
+    return Patches(boxes, torch.where(gone, torch.arange(batch), patches.partners), patches.clean_sources)
+
+
+def random_batch(batch, generator):
+    images = torch.randint(0, 256, (batch, 3, 8, 8), generator=generator)
+    return images, torch.randint(0, 10, (batch,), generator=generator)
 
 
 def random_outputs(batch, generator):
     def logits(*shape):
-        return torch.randn(batch, *shape, generator=generator, requires_grad=True)
+        return torch.randn(batch, *shape, generator=generator, requires_grad=True, dtype=torch.float64)
 
     leaves = [logits(10), logits(10), logits(10, 4, 4), logits(1, 4, 4)]
     gap, saol, spatial, mask = leaves
     return leaves, Outputs(gap, saol.log_softmax(1), None, spatial.log_softmax(1), mask)
 
 
-def rows_of(outputs, rows):
-    return Outputs(*(None if value is None else value[rows] for value in outputs))
+def own_rows(plan):
+    """The rows of the whole batch that a process trains on, pass by pass."""
+    return [plan.needed if s.rows is None else plan.needed[s.rows[: s.own]] for s in plan.shares]
 
 
-def sources_of(mixed, clean):
-    return Outputs(spatial_log_probs=clean[mixed.partners[mixed.boxes[:, 2] > 0]])
+SHARES = {
+    "count": st.sampled_from([1, 2, 4]),
+    "accumulate": st.sampled_from([1, 2, 3]),
+    "pairs": st.integers(1, 3),
+    "schedule": st.sampled_from(SCHEDULES),
+    "dropped": st.sampled_from([0.0, 0.3, 0.8, 1.0]),
+    "seed": st.integers(0, 10**6),
+}
 
 
-@given(
-    st.sampled_from([1, 2, 4]), st.integers(1, 4), st.sampled_from(SCHEDULES), st.sampled_from([0.0, 0.3, 0.8, 1.0]),
-    st.sampled_from(["gap_fc", "saol_cutmix_ss1", "saol_cutmix_ss_sd"]), st.integers(0, 10**6),
-)  # fmt: skip
-def test_losses_of_the_shares_make_the_loss_of_the_batch(count, pairs, schedule, dropped, arm, seed):
-    """Averaged over the processes, every term and every gradient is that of the whole batch."""
-    generator, batch, paired = stream(seed, "test"), 2 * count * pairs, schedule == "paired"
+@given(**SHARES, arm=st.sampled_from(["gap_fc", "saol_cutmix_ss1", ALL]))
+def test_losses_of_the_shares_make_the_loss_of_the_batch(count, accumulate, pairs, schedule, dropped, seed, arm):
+    """Averaged over processes and passes, every term and every gradient is that of the whole batch."""
+    generator, batch, paired = stream(seed, "test"), 2 * count * accumulate * pairs, schedule == "paired"
     config = RunConfig(arm=arm, cutmix_schedule=schedule)
-    mixed = random_mixed(batch, schedule, dropped, generator)
+    patches, (images, labels) = random_patches(batch, schedule, dropped, generator), random_batch(batch, generator)
     leaves, outputs = random_outputs(batch, generator)
-    clean = torch.randn(batch, 10, 4, 4, generator=generator).log_softmax(1)
-    whole = total_loss(
-        outputs, mixed, terms=config.terms, source=None if paired else sources_of(mixed, clean), options=config
-    )
+    clean = torch.randn(batch, 10, 4, 4, generator=generator, dtype=torch.float64).log_softmax(1)
+
+    def loss(mixed, own, clean, weight):
+        # Labels and shares in float64 too, so that nothing is rounded.
+        mixed = mixed._replace(targets=mixed.targets.double(), masks=mixed.masks.double())
+        rows = mixed.partners[mixed.boxes[:, 2] > 0]
+        source = None if paired else Outputs(spatial_log_probs=clean[rows])
+        return total_loss(own, mixed, terms=config.terms, source=source, mixed_weight=weight, options=config)
+
+    mixed = paste(images, labels, 10, patches.boxes, patches.partners)._replace(clean_sources=paired)
+    whole = loss(mixed, outputs, clean, 1.0)
     parts = []
     for rank in range(count):
-        mine = process(count, rank)
-        part, weight = mine.share(mixed, paired)
-        own = rows_of(outputs, mine.rows(mixed, paired)) if count > 1 else outputs
-        sources = None if paired else sources_of(part, clean)
-        told = {"terms": config.terms, "source": sources, "mixed_weight": weight, "options": config}
-        parts.append(total_loss(own, part, **told))
+        plan = plan_step(patches, count, rank, accumulate)
+        for share, rows in zip(plan.shares, own_rows(plan), strict=True):
+            part, _ = mix_share(images[plan.needed], labels[plan.needed], 10, share)
+            read = plan.needed if share.rows is None else plan.needed[share.rows]
+            own = Outputs(*(None if value is None else value[rows] for value in outputs))
+            parts.append(loss(part, own, clean[read], share.mixed_weight))
+            assert torch.equal(part.images, mixed.images[rows]) and torch.equal(part.targets, mixed.targets[rows])
+
     for name, value in whole.items():
-        mean = sum(part.get(name, torch.zeros(())) for part in parts) / count
-        torch.testing.assert_close(mean, value, rtol=1e-5, atol=1e-6)
+        mean = sum(part.get(name, torch.zeros(())) for part in parts) / len(parts)
+        torch.testing.assert_close(mean, value, rtol=1e-12, atol=1e-12)
     assert all(part.keys() <= whole.keys() for part in parts)
-    ours = torch.autograd.grad(
-        sum(part["total"] for part in parts) / count, leaves, allow_unused=True, retain_graph=True
-    )
+    total = sum(part["total"] for part in parts) / len(parts)
+    ours = torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=True)
     theirs = torch.autograd.grad(whole["total"], leaves, allow_unused=True)
     for mine, other in zip(ours, theirs, strict=True):
         assert (mine is None) == (other is None)
         if mine is not None:
-            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-7)
+            torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
 
 
-@given(
-    st.sampled_from([2, 3, 4]),
-    st.integers(1, 4),
-    st.sampled_from(SCHEDULES),
-    st.sampled_from([0.0, 0.5]),
-    st.integers(0, 10**6),
-)
-def test_shares_part_the_batch_and_no_pair(count, pairs, schedule, dropped, seed):
-    batch, paired = 2 * count * pairs, schedule == "paired"
-    mixed = random_mixed(batch, schedule, dropped, stream(seed, "test"))
-    rows = [process(count, rank).rows(mixed, paired) for rank in range(count)]
+@given(**SHARES)
+def test_shares_part_the_batch_and_read_what_they_need_alone(count, accumulate, pairs, schedule, dropped, seed):
+    generator, batch = stream(seed, "test"), 2 * count * accumulate * pairs
+    patches, (images, labels) = random_patches(batch, schedule, dropped, generator), random_batch(batch, generator)
+    plans = [plan_step(patches, count, rank, accumulate) for rank in range(count)]
+    rows = [part for plan in plans for part in own_rows(plan)]
     assert sorted(torch.cat(rows).tolist()) == list(range(batch)) and {len(part) for part in rows} == {2 * pairs}
-    for rank in range(count):
-        part, _ = process(count, rank).share(mixed, paired)
-        assert torch.equal(part.images, mixed.images[rows[rank]]) and torch.equal(part.boxes, mixed.boxes[rows[rank]])
-        sources = part.images[part.partners] if paired else mixed.images[part.partners]
-        assert torch.equal(sources, mixed.images[mixed.partners[rows[rank]]])
-        if paired:
-            assert not part.boxes[part.partners][part.boxes[:, 2] > 0].any()  # the sources are clean
+
+    for plan in plans:
+        own = torch.cat(own_rows(plan))
+        assert set(plan.needed.tolist()) == {*own.tolist(), *patches.partners[own].tolist()}
+        if schedule == "paired":
+            assert len(plan.needed) == len(own)  # a mixed sample and its source are never parted
+        for share, mine in zip(plan.shares, own_rows(plan), strict=True):
+            part, read = mix_share(images[plan.needed], labels[plan.needed], 10, share)
+            chosen = mine[patches.boxes[mine][:, 2] > 0]
+            assert torch.equal(sources_of(part, read), images[patches.partners[chosen]])
+            if schedule == "paired":
+                assert not part.boxes[part.partners][part.boxes[:, 2] > 0].any() and part.partners.max() < len(mine)
 
 
-def test_an_unmixed_batch_is_shared_in_order():
-    mixed = unmixed(torch.arange(8.0).view(8, 1, 1, 1), torch.arange(8), 10)
-    parts = [process(2, rank).share(mixed, False) for rank in range(2)]
-    assert torch.cat([part.images for part, _ in parts]).flatten().tolist() == list(range(8))
-    assert process(1, 0).share(mixed, False) == (mixed, 1.0)
+def test_what_eight_processes_read_of_a_batch():
+    """As rank 3 of 8: 8 of 64 rows, with sources 16 at the most; it was all 64."""
+    for schedule, most in (("paired", 8), ("sample", 16), ("batch", 16)):
+        patches = draw(64, (32, 32), probability=0.5, schedule=schedule, generator=stream(0, "test"))
+        assert 8 <= len(plan_step(patches, 8, 3).needed) <= most
+    assert plan_step(no_patches(64), 8, 3).needed.tolist() == list(range(24, 32))
 
 
-# --- refusing to train copies ----------------------------------------------------------------------------------------
+def test_one_process_takes_the_batch_as_it_is():
+    plan = plan_step(draw(8, (8, 8), generator=stream(0, "test")))
+    assert plan.needed.tolist() == list(range(8)) and plan.shares[0].rows is None
+    images, labels = random_batch(8, stream(0, "test"))
+    mixed, read = mix_share(images, labels, 10, plan.shares[0])
+    again = mix(images, labels, 10, generator=stream(0, "test"))
+    assert read is images and all(torch.equal(a, b) for a, b in zip(mixed[:-1], again[:-1], strict=True))
 
 
-def test_the_number_of_processes_is_asserted(monkeypatch):
-    class Single:
-        num_processes, process_index, device = 1, 0, torch.device("cpu")
-
-        def __init__(self, **kwargs):
-            pass
-
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("accelerate.Accelerator", Single)
-    with pytest.raises(RuntimeError, match="accelerate sees 1 processes instead of 2"):
-        Processes("cpu")
+# --- devices ----------------------------------------------------------------------------------------------------------
 
 
-def test_no_processes_in_processes(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RuntimeError, match="one of several"):
-        launch(print, (), 2)
+def test_each_process_takes_its_own_gpu():
+    assert [choose_device("auto", rank, gpus=4).index for rank in range(4)] == [0, 1, 2, 3]
+    assert [choose_device("cuda:4", rank, gpus=8).index for rank in range(4)] == [4, 5, 6, 7]
+    assert choose_device("auto", 1, gpus=0) == choose_device("cpu", 1, gpus=8) == torch.device("cpu")
+    with pytest.raises(ValueError, match=r"would take GPU 2, but 2 are visible; lower processes"):
+        choose_device("auto", 2, gpus=2)
 
 
-def test_a_batch_that_cannot_be_shared(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "Processes", lambda device: process(4, 0))
-    with pytest.raises(ValueError, match="batch_size=50 must be a multiple of twice the 4 processes"):
-        Trainer(RunConfig(**TINY | {"batch_size": 50}), tmp_path)
+# --- batch normalisation over processes, which take turns in this one -------------------------------------------------
 
 
-def test_every_batch_is_evaluated_once_even_where_a_process_gets_none(monkeypatch):
-    """4 processes, 1 to 5 batches: all agree on the layers, and the counts add up to those of one process."""
-    config = RunConfig(arm="saol_sd", **TINY)
-    dataset = training.load("digits", None)
-    model = training.new_model(config)
-    _, batches = training.batches(
-        config, dataset._replace(test=dataset.test.subset(torch.arange(95))), torch.device("cpu")
-    )
-    pieces = batches.all
-    for size in (95, 40, 20):
-        monkeypatch.setattr(batches, "all", lambda _, size=size: pieces(size))
-        whole, counts = evaluate(model, batches), []
-        for rank in range(4):
-            mine = process(4, rank)
-            mine.sum = lambda value, counts=counts: (counts.append(int(value)), value)[1]
-            assert evaluate(model, batches, mine).keys() == whole.keys()
-        assert [100 * sum(counts[i::2]) / 95 for i in (0, 1)] == [whole["top1_gap"], whole["top1_saol"]]
+class Together:
+    """all_reduce of `count` calls that run one after the other: with the sums that an earlier round found."""
+
+    def __init__(self, count):
+        self.count, self.rank, self.place, self.sums, self.next = count, 0, 0, [], []
+
+    def start(self, rank):
+        self.rank, self.place = rank, 0
+
+    def all_reduce(self, tensor):
+        if self.rank == 0:
+            self.next.append(torch.zeros_like(tensor))
+        self.next[self.place] += tensor
+        if self.place < len(self.sums):
+            tensor.copy_(self.sums[self.place])
+        self.place += 1
 
 
-# --- two real processes ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("sizes", [[4, 4], [1, 7], [3, 0, 5]])
+@pytest.mark.parametrize("shape", [(6, 5, 3), (6,)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_over_processes_is_that_of_the_whole_batch(monkeypatch, sizes, shape, affine):
+    """Outputs, gradients and running statistics, in float64, also where a process has no row."""
+    torch.manual_seed(3)
+    x = (torch.randn(sum(sizes), *shape, dtype=torch.float64) * 3 + 50).requires_grad_()
+    weights = torch.randn_like(x)
+    kind = nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d
+    norm, alone = (kind(6, affine=affine).double() for _ in range(2))
+    if affine:
+        nn.init.normal_(alone.weight), nn.init.normal_(alone.bias)
+        norm.load_state_dict(alone.state_dict())
+    expected = alone(x)
+    (expected * weights).sum().backward()
+    gradient, x.grad = x.grad, None
 
-DRIVER = """
-import os, sys
-from pathlib import Path
-import safetensors.torch, torch
-from torch import nn
-from saol_lib import cutmix
-from saol_lib.training import loop as training
-from saol_lib.training.config import RunConfig
-
-torch.set_num_threads(1)
-TINY = dict(train_images=200, epochs=2, backbone="resnet-8-8", batch_size=40, lr=0.02)
-ALL = "saol_cutmix_ss_sd"
-CASES = [("gap_fc", "paired"), (ALL, "paired"), (ALL, "sample"), ("gap_fc_cutmix", "batch")]
-build, sample = training.new_model, cutmix.sample_boxes
-
-
-def without_norms(config, results=None):
-    model = build(config)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.BatchNorm2d):
-            model.set_submodule(name, nn.Identity())
-    return model
-
-
-def some_empty(count, *args, **kwargs):
-    boxes = sample(count, *args, **kwargs)
-    boxes[: count // 3] = 0
-    return boxes
+    together = Together(len(sizes))
+    monkeypatch.setattr(dist, "all_reduce", together.all_reduce)
+    monkeypatch.setattr(dist, "get_world_size", lambda: len(sizes))
+    monkeypatch.setattr(dist, "get_rank", lambda: together.rank)
+    for _ in range(4):  # sums of the forward pass, then of the backward pass become known
+        together.sums, together.next, x.grad, made = together.next, [], None, []
+        norm.zero_grad()
+        for rank, (part, factor) in enumerate(zip(x.split(sizes), weights.split(sizes), strict=True)):
+            together.start(rank)
+            twin = kind(6, affine=affine).double()
+            twin.load_state_dict(norm.state_dict())
+            if affine:
+                twin.weight, twin.bias = norm.weight, norm.bias
+            with SharedStatistics():
+                made.append(twin(part))
+            (made[-1] * factor).sum().backward()
+            statistics = (twin.running_mean, twin.running_var)
+            for mine, whole in zip(statistics, (alone.running_mean, alone.running_var), strict=True):
+                if len(together.sums) > 1:
+                    torch.testing.assert_close(mine, whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.cat(made), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(x.grad, gradient, rtol=1e-11, atol=1e-11)
+    if affine:
+        torch.testing.assert_close(norm.weight.grad, alone.weight.grad, rtol=1e-12, atol=1e-11)
+        torch.testing.assert_close(norm.bias.grad, alone.bias.grad, rtol=1e-12, atol=1e-11)
 
 
-training.new_model, cutmix.sample_boxes = without_norms, some_empty
+def test_evaluation_does_not_share():
+    norm, x = nn.BatchNorm2d(3).eval(), torch.randn(2, 3, 4, 4)
+    with SharedStatistics():
+        assert torch.equal(norm(x), F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias))
 
 
-def gradients(folder):
-    found = {}
+# --- several steps of two real processes are those of one -------------------------------------------------------------
+
+STEPS = 3
+CASES = [(arm, "paired") for arm in ARMS] + [
+    (arm, schedule) for arm in ARMS if ARMS[arm].cutmix for schedule in ("sample", "batch")
+]
+MORE = {"accumulate": 2, "clip_norm": 0.5, "decay": "all", "cutmix_probability": 0.5}
+
+
+def cases():
     for arm, schedule in CASES:
-        trainer = training.Trainer(RunConfig(arm=arm, cutmix_schedule=schedule, **TINY), Path(folder))
-        share, key = trainer.group.share, f"{arm}/{schedule}"
+        probability = 0.5 if schedule == "paired" else 0.6
+        yield f"{arm}/{schedule}", {"arm": arm, "cutmix_schedule": schedule, "cutmix_probability": probability}
+    for schedule in SCHEDULES:
+        yield f"accumulated/{schedule}", {"arm": ALL, "cutmix_schedule": schedule, **MORE}
 
-        def spy(*args):
-            part, weight = share(*args)
-            found[f"rows/{key}"] = torch.tensor([len(part.images), int((part.boxes[:, 2] > 0).sum()), trainer.steps])
-            return part, weight
 
-        trainer.group.share = spy
+def trainers(folder):
+    dataset = training.load("digits", None)
+    training.load = lambda name, folder: dataset._replace(test=dataset.test.subset(torch.arange(50)))
+    training.evaluation_batch = lambda size: 16  # several batches, the last of two images
+    small = {"backbone": "resnet-8-8", "train_images": 60, "batch_size": 16, "lr": 0.05, "epochs": 1}
+    for name, values in cases():
+        yield name, Trainer(RunConfig(**small | values), Path(folder) / "results", dtype=torch.float64)
+
+
+def step_in_float64(folder):
+    """What `STEPS` steps of every case give on this process: gradients, weights and statistics, by name."""
+    found = {}
+    for name, trainer in trainers(folder):
         trainer.model.train()
-        for step, batch in zip(range(3), trainer.train_batches.epoch(40, 0, 0)):
+        rows = []
+        for step, batch in zip(range(STEPS), trainer._batches(0, 0), strict=False):
             trainer.step(0, step, *batch)
-            for name, parameter in trainer.model.named_parameters():
-                found[f"{step}/{key}/{name}"] = parameter.grad.clone().contiguous()
+            rows.append(len(batch[1]))
+            for part, parameter in trainer.model.named_parameters():
+                found[f"{name}/{step}/{part}.grad"] = parameter.grad.clone().contiguous()
+        for part, value in trainer.model.state_dict().items():
+            found[f"{name}/{part}"] = value.clone().contiguous()
+        for part, value in trainer.sums.items():
+            found[f"{name}/sum/{part}"] = trainer.group.sum(value) / trainer.group.count
+        for part, value in evaluate(trainer.model, trainer.eval_batches, trainer.group).items():
+            found[f"{name}/{part}"] = torch.tensor(value)
+        found[f"{name}/rows"] = torch.tensor(rows)
     safetensors.torch.save_file(found, f"{folder}/{os.environ.get('RANK', 'alone')}.safetensors")
 
 
-def run_after_gradients(self, progress):
-    gradients(self.results.parent)
-    return run(self, progress)
-
-
-run, training.Trainer.run = training.Trainer.run, run_after_gradients
-
-if __name__ == "__main__":
-    for name, processes in (("one", 1), ("two", 2)):
-        config = RunConfig(arm=ALL, processes=processes, **TINY)
-        assert training.train(config, sys.argv[1] + "/" + name, progress=False).status == "finished"
-"""
-
-
 @pytest.fixture(scope="module")
-def driven(tmp_path_factory):
-    """The folder in which one process and two wrote their gradients and runs, on a network without normalisation."""
+def stepped(tmp_path_factory):
+    """The folder in which one process and two wrote what their steps gave, on networks with batch normalisation."""
     folder = tmp_path_factory.mktemp("gloo")
-    (folder / "driver.py").write_text(DRIVER)
-    done = subprocess.run(
-        [sys.executable, str(folder / "driver.py"), str(folder)], env=ENVIRONMENT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder
+    step_in_float64(str(folder))
+    launch(step_in_float64, (str(folder),), 2)
+    return [safetensors.torch.load_file(folder / f"{name}.safetensors") for name in ("alone", "0", "1")]
 
 
-def test_two_processes_have_the_gradients_of_one(driven):
-    alone, *ranks = (safetensors.torch.load_file(driven / f"{name}.safetensors") for name in ("alone", "0", "1"))
-    assert len(alone) > 150
-    unequal = 0
+@pytest.mark.parametrize("case", [name for name, _ in cases()])
+def test_two_processes_have_the_gradients_of_one(stepped, case):
+    """Real processes, every arm and schedule, with batch normalisation: gradients, weights, statistics, losses."""
+    alone, *ranks = ({n: v for n, v in found.items() if n.startswith(f"{case}/")} for found in stepped)
+    assert len(alone) > 60 and any(name.endswith("running_var") for name in alone)
     for name, value in alone.items():
-        if name.startswith("rows/"):
-            parts = [rank[name].tolist() for rank in ranks]
-            assert [parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]] == value[:2].tolist() and parts[0][
-                0
-            ] == parts[1][0]
-            assert parts[0][2] == parts[1][2] == value[2]
-            unequal += parts[0][1] != parts[1][1]
+        if name.endswith("/rows"):
             continue
-        largest = max(v.abs().max() for other, v in alone.items() if other.rsplit("/", 1)[0] == name.rsplit("/", 1)[0])
         for rank in ranks:
-            assert (rank[name] - value).abs().max() <= 1e-6 * max(largest, 1), name
-    assert unequal >= 2  # the shares had unequal numbers of mixed samples
+            difference = (rank[name] - value).abs().max().item() if value.numel() else 0.0
+            assert difference <= 1e-12 * max(1.0, value.abs().max().item()), (name, difference)
 
 
-def test_processes_write_the_very_run_of_one(driven):
-    one, two = ([*(driven / name / "runs").iterdir()] for name in ("one", "two"))
-    assert [path.name for path in one] == [path.name for path in two] and len(one) == 1
-    single, double = runs.load_run(one[0]), runs.load_run(two[0])
-    assert single.config == double.config and single.metrics.keys() == double.metrics.keys()
-    for a, b in zip(single.epochs, double.epochs, strict=True):
-        assert list(a) == list(b)
-        assert {k: v for k, v in b.items() if "loss" in k} == pytest.approx(
-            {k: v for k, v in a.items() if "loss" in k}, rel=1e-4
-        )
-    assert all(abs(double.metrics[name] - value) <= 0.3 for name, value in single.metrics.items())  # of 1000 images: 3
+def test_two_processes_read_their_own_rows(stepped):
+    _, *ranks = stepped
+    for arm in ("gap_fc", ALL):
+        assert [rank[f"{arm}/paired/rows"].tolist() for rank in ranks] == [[8] * STEPS] * 2
+    counts = [count for rank in ranks for count in rank[f"{ALL}/sample/rows"].tolist()]
+    assert 8 < max(counts) <= 16 and min(counts) >= 8
+
+
+def one_step_without_sharing(folder):
+    config = RunConfig(
+        **TINY | {"batch_size": 8, "sync_batch_norm": False, "processes": distributed.process_count(), "arm": ALL}
+    )
+    trainer = Trainer(config, Path(folder), dtype=torch.float64)
+    trainer.model.train()
+    trainer.step(0, 0, *next(iter(trainer._batches(0, 0))))
+    found = {name: parameter.grad.clone().contiguous() for name, parameter in trainer.model.named_parameters()}
+    safetensors.torch.save_file(found, f"{folder}/{os.environ.get('RANK', 'alone')}.safetensors")
+
+
+def test_without_shared_statistics_the_numbers_are_others_and_the_id_says_so(tmp_path):
+    one_step_without_sharing(str(tmp_path))
+    launch(one_step_without_sharing, (str(tmp_path),), 2)
+    alone, first = (safetensors.torch.load_file(tmp_path / f"{name}.safetensors") for name in ("alone", "0"))
+    assert max((alone[name] - first[name]).abs().max() for name in alone) > 1e-3
+    shared, apart = RunConfig(processes=2), RunConfig(processes=2, sync_batch_norm=False)
+    assert run_id(shared) == run_id(RunConfig()) == run_id(RunConfig(sync_batch_norm=False)) != run_id(apart)
+    assert apart.identity()["processes"] == 2 and apart.identity()["sync_batch_norm"] is False
+    assert run_id(RunConfig(processes=4, sync_batch_norm=False)) != run_id(apart)
+    assert RunConfig.of(**apart.identity()).identity() == apart.identity()
+
+
+def test_dropout_in_several_processes_has_an_id_of_its_own():
+    """Each process draws its own ShakeDrop, so that their number is part of the run."""
+    for backbone, draws in (("pyramidnet-shakedrop-8-12", True), ("pyramidnet-8-12", False), ("resnet18", False)):
+        one, two = (RunConfig(backbone=backbone, processes=n) for n in (1, 2))
+        assert (run_id(one) != run_id(two)) == draws, backbone
+
+
+# --- whole runs of several processes ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def torchrun(tmp_path_factory):
     folder = tmp_path_factory.mktemp("torchrun")
-    config = RunConfig(arm="saol_cutmix_ss_sd", **TINY | {"batch_size": 8})  # 4 rows a process: statistics far apart
+    config = RunConfig(arm=ALL, **TINY | {"batch_size": 8})
     (folder / "config.json").write_text(json.dumps(config.identity()))
     command = [*TORCHRUN, str(folder / "config.json"), str(folder / "results")]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
@@ -315,24 +378,123 @@ def torchrun(tmp_path_factory):
 
 def test_torchrun_writes_the_same_run_once(torchrun):
     config, results, done = torchrun
-    assert [path.stem for path in (results / "runs").iterdir()] == [runs.run_id(config.identity())]
-    assert [re.search(r"epoch (\d)/2", line)[1] for line in done.stdout.splitlines()] == [
-        "1",
-        "2",
-    ]  # the first alone speaks
+    assert [path.stem for path in (results / "runs").iterdir()] == [run_id(config)]
+    spoken = [re.search(r"epoch (\d)/2", line)[1] for line in done.stdout.splitlines()]
+    assert spoken == ["1", "2"]  # the first process alone speaks
 
 
 def test_metrics_are_exactly_those_of_the_network_kept(torchrun):
-    """Each process has running statistics of its own rows; what is measured is what is saved."""
     config, results, _ = torchrun
     run = runs.load_runs(results)[0]
     _, evaluation = training.batches(config, training.load("digits", None), torch.device("cpu"))
     model = load_model(run, results)
-    assert {f"{name}_last": value for name, value in evaluate(model, evaluation).items()} == {
-        name: value for name, value in run.metrics.items() if name.endswith("_last")
-    }
+    found = {f"{name}_last": value for name, value in evaluate(model, evaluation).items()}
+    assert found == {name: value for name, value in run.metrics.items() if name.endswith("_last")}
     counts = {int(value) for name, value in model.state_dict().items() if name.endswith("num_batches_tracked")}
     assert counts == {2 * 25}  # as many steps as one process takes
+
+
+def test_processes_of_train_write_the_run_of_one(tmp_path):
+    """The same file name, provenance, and the same first losses up to rounding: one step, so that nothing can part."""
+    values = TINY | {"train_images": 40, "epochs": 1, "arm": ALL}
+    one = train(RunConfig(**values), tmp_path / "one", progress=False)
+    two = train(RunConfig(**values, processes=2), tmp_path / "two", progress=False)
+    assert one.id == two.id and one.config == two.config and one.provenance.keys() == two.provenance.keys()
+    assert list(one.epochs[0]) == list(two.epochs[0])
+    for name, value in one.epochs[0].items():
+        if name.startswith("loss"):
+            assert math.isclose(two.epochs[0][name], value, rel_tol=1e-5)
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+
+def test_missing_data_with_two_processes_are_told_in_their_sentence(tmp_path):
+    config = RunConfig(dataset="tiny-imagenet", data_dir=str(tmp_path / "nowhere"), processes=2)
+    with pytest.raises(FileNotFoundError, match="tiny-imagenet was looked for") as error:
+        launch(training._train_here, (config, tmp_path, False, None), 2)
+    assert "\n" not in str(error.value)
+
+
+def test_a_loss_that_is_none_with_two_processes(tmp_path):
+    """Its sentence, and the whole provenance."""
+    config = RunConfig(**TINY | {"lr": 1e30, "processes": 2})
+    with pytest.raises(NotANumber) as error:
+        train(config, tmp_path, progress=False)
+    failed = runs.load_run(tmp_path / "runs" / f"{run_id(config)}.json")
+    assert failed.status == "failed" and failed.error == str(error.value) and "\n" not in failed.error
+    alone = {"processor", "threads", "data", "parameters", "seconds", "commit", "dirty", "sources", "versions"}
+    assert set(failed.provenance) == alone
+
+
+def fail_at_once(where):
+    if distributed.process_rank() == 1:
+        raise ValueError(f"a mistake in {where}")
+    dist.init_process_group("gloo", os.environ[distributed.RENDEZVOUS], rank=0, world_size=2)  # waits for the other
+
+
+def die_at_once():
+    if distributed.process_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(600)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "error", "message"),
+    [
+        (fail_at_once, ("process 1",), ValueError, "a mistake in process 1"),
+        (die_at_once, (), RuntimeError, r"process 1 of 2 ended with exit code -9; .*start again"),
+    ],
+)
+def test_one_process_fails_and_the_other_is_not_left_waiting(function, arguments, error, message):
+    began = time.monotonic()
+    with pytest.raises(error, match=message):
+        launch(function, arguments, 2)
+    assert time.monotonic() - began < 120
+
+
+UNGUARDED = """
+import sys
+from saol_lib.training import RunConfig, train
+train(RunConfig(train_images=40, batch_size=20, epochs=1, backbone="resnet-8-8", processes=2), sys.argv[1])
+"""
+
+
+def test_a_script_without_a_main_guard_is_shown_one(tmp_path):
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "results")]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and 'if __name__ == "__main__":' in done.stderr.splitlines()[-1]
+
+
+LONG = """
+import json, sys
+from saol_lib.training import RunConfig, train
+
+if __name__ == "__main__":
+    train(RunConfig.of(**json.loads(sys.argv[1])), sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_two_processes_with_a_checkpoint(tmp_path, number):
+    """Inside an epoch; going on gives the numbers of a run that was never stopped."""
+    config = RunConfig(arm=ALL, **TINY | {"train_images": None, "epochs": 2, "eval_every": 0, "processes": 2})
+    (tmp_path / "script.py").write_text(LONG)
+    values = json.dumps(config.identity() | {"processes": 2})
+    command = [sys.executable, str(tmp_path / "script.py"), values, str(tmp_path / "results")]
+    running = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "epoch 1/2" in running.stdout.readline()
+    running.send_signal(number)
+    _, errors = running.communicate(timeout=120)
+    assert running.returncode == (143 if number == signal.SIGTERM else -signal.SIGINT), errors
+    assert errors.count("stopped in epoch 2; start again to go on from here") == 1
+    epoch, step = load_checkpoint(tmp_path / "results" / "checkpoints" / run_id(config))[1]["position"]
+    assert epoch == 1 and 0 <= step < 75 and not (tmp_path / "results" / "runs").exists()
+    if number == signal.SIGTERM:
+        again = train(config, tmp_path / "results", progress=False)
+        whole = train(config, tmp_path / "whole", progress=False)
+        assert json.dumps([again.metrics, again.epochs]) == json.dumps([whole.metrics, whole.epochs])
 
 
 def children(pid):
@@ -360,11 +522,17 @@ def test_a_killed_process_ends_the_run_with_an_error_and_no_hang(tmp_path):
     assert running.wait(timeout=120) != 0
     assert not any(map(alive, ranks)), time.monotonic() - began
     assert not (tmp_path / "results" / "runs").exists()
-    folder = tmp_path / "results" / "checkpoints" / runs.run_id(config.identity())
-    assert runs.load_checkpoint(folder)[1]["position"][0] >= 1  # nothing finished is lost
+    folder = tmp_path / "results" / "checkpoints" / run_id(config)
+    assert load_checkpoint(folder)[1]["position"][0] >= 1  # nothing finished is lost
 
 
 def test_buffers_are_left_alone_by_one_process():
-    model = torch.nn.BatchNorm2d(3)
-    distributed.Processes("cpu").align(model)
+    model = nn.BatchNorm2d(3)
+    Processes("cpu").align(model)
     assert model.running_mean.tolist() == [0, 0, 0]
+
+
+def test_launching_inside_one_of_several_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match="one of several already"):
+        launch(print, (), 2)

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from saol_lib.networks.build import build_model
-from saol_lib.networks.enlarge import enlarge
+from saol_lib.networks import build_model, enlarge
 from saol_lib.training.config import RunConfig, finetuning
 from saol_lib.training.loop import train
 from saol_lib.training.recipe import load_model, new_model
@@ -50,11 +49,11 @@ def test_with_the_stride_put_back_the_outputs_are_the_same_bits(backbone):
 
 def test_dilation_sees_as_far_as_before():
     """At the pixels that a stride would have kept, dilated convolutions after the first see what they saw."""
-    model = build_model("resnet-8-8", 10, heads=("gap",), seed=0).eval()
-    images = torch.rand(1, 3, 32, 32)
+    model = build_model("resnet-8-8", 10, heads=("gap",), seed=0).eval().double()
+    images = torch.rand(1, 3, 32, 32, dtype=torch.float64)
     dilated = enlarge(model, dilation=True).look(images)[1][..., ::2, ::2]
-    assert torch.allclose(dilated, model.look(images)[1], atol=1e-5)
-    assert not torch.allclose(enlarge(model).look(images)[1][..., ::2, ::2], dilated, atol=1e-5)
+    assert torch.allclose(dilated, model.look(images)[1], rtol=0, atol=1e-12)
+    assert not torch.allclose(enlarge(model).look(images)[1][..., ::2, ::2], dilated, rtol=0, atol=1e-2)
 
 
 def test_the_original_is_left_alone_and_what_has_no_stride_is_told():
@@ -152,3 +151,24 @@ def test_the_ids_of_published_runs_stay():
     """Fields that came later are part of an id only where they are used."""
     assert run_id(RunConfig().identity()) == run_id({k: v for k, v in RunConfig().identity().items() if k != "start"})
     assert run_id(RunConfig().identity()) != run_id(RunConfig(start="x").identity())
+
+
+def test_load_model_does_not_fetch_public_weights_again(base, monkeypatch):
+    """What is loaded replaces them; only the structure is built."""
+    import torchvision
+
+    folder, _ = base
+    asked = []
+    get_model = torchvision.models.get_model
+
+    def without_weights(name, weights=None, **more):
+        asked.append(weights)
+        return get_model(name, weights=None, **more)
+
+    monkeypatch.setattr(torchvision.models, "get_model", without_weights)
+    config = RunConfig(**TINY | {"backbone": "resnet18", "pretrained": True, "arm": "saol", "batch_size": 50})
+    run = train(config, folder, progress=False)
+    assert "DEFAULT" in asked
+    asked.clear()
+    load_model(run, folder)
+    assert asked and not any(asked)

@@ -16,13 +16,15 @@ import pytest
 import torch
 from filelock import FileLock
 
-from saol_lib.cutmix import mix
+from saol_lib.cutmix import draw
 from saol_lib.data import Batches, load, mean_and_std
+from saol_lib.training import files, recipe, runs
 from saol_lib.training import loop as training
-from saol_lib.training import recipe, runs
+from saol_lib.training.checkpoints import load_checkpoint
 from saol_lib.training.config import ARMS, RunConfig
 from saol_lib.training.loop import Busy, Interrupted, NotANumber, Trainer, evaluate, new_model, train
-from saol_lib.training.recipe import load_model
+from saol_lib.training.recipe import learning_rate, load_model
+from saol_lib.training.shares import mix_share
 
 TINY = {"train_images": 200, "epochs": 2, "backbone": "resnet-8-8", "batch_size": 50, "lr": 0.05}
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(runs.ROOT), "OMP_NUM_THREADS": "1"}
@@ -175,13 +177,13 @@ def recorded(folder, monkeypatch, arm, **values):
         step(self, epoch, number, images, labels)
 
     def boxes_of(*args, **kwargs):
-        mixed = mix(*args, **kwargs)
-        boxes.append((mixed.boxes, mixed.partners))
-        return mixed
+        patches = draw(*args, **kwargs)
+        boxes.append((patches.boxes, patches.partners))
+        return patches
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", spy)
-        patch.setattr(recipe, "mix", boxes_of)
+        patch.setattr(recipe, "draw", boxes_of)
         go(folder, arm, **values)
     return seen, boxes
 
@@ -252,23 +254,22 @@ def test_how_often_the_network_is_called(tmp_path, schedule, passes):
 
 def test_second_pass_leaves_no_trace(tmp_path):
     """Running statistics are those of one pass, and the sources' Y is that of batch statistics."""
-    trainer = trainer_of(tmp_path, "saol_cutmix_ss2", cutmix_schedule="sample", cutmix_probability=1.0)
+    settings = config("saol_cutmix_ss2", cutmix_schedule="sample", cutmix_probability=1.0)
+    trainer, twin = (Trainer(settings, tmp_path / name, dtype=torch.float64) for name in ("one", "twin"))
     images, labels = first_batch(trainer)
-    mixed = training.mix_batch(images, labels, trainer.config, training.stream(0, "cutmix", 0, 0))
+    share = trainer._plan(0, 0).shares[0]
+    mixed, clean = mix_share(images, labels, 10, share)
     trainer.model.train()
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    source = trainer._second_pass(images, mixed)
+    source = trainer._second_pass(mixed, clean, share)
     assert not source.spatial_log_probs.requires_grad
     assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
-    twin = trainer_of(tmp_path / "twin", "saol_cutmix_ss2")
-    chosen = mixed.boxes[:, 2] > 0
-    outputs = twin.model.train()(twin.train_batches.normalise(images[mixed.partners[chosen]]))
-    torch.testing.assert_close(source.spatial_log_probs, outputs.spatial_log_probs, rtol=1e-5, atol=1e-5)
+    sources = images[mixed.partners[mixed.boxes[:, 2] > 0]]
+    outputs = twin.model.train()(twin.train_batches.normalise(sources))
+    torch.testing.assert_close(source.spatial_log_probs, outputs.spatial_log_probs, rtol=1e-12, atol=1e-12)
     trainer.step(0, 0, images, labels)
-    counts = {
-        value.item() for name, value in trainer.model.state_dict().items() if name.endswith("num_batches_tracked")
-    }
-    assert counts == {1}
+    state = trainer.model.state_dict()
+    assert {int(value) for name, value in state.items() if name.endswith("num_batches_tracked")} == {1}
 
 
 def test_weight_decay_only_on_kernels_and_matrices():
@@ -296,6 +297,72 @@ def test_learning_rates(tmp_path):
     rates = [trainer._lr(step) for step in range(20)]
     assert rates[0] == pytest.approx(0.4) and rates[-1] == pytest.approx(0.0, abs=1e-12)
     assert rates == [pytest.approx(0.2 * (1 + math.cos(math.pi * step / 19))) for step in range(20)]
+
+
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_step_decay_and_warm_up(warmup):
+    """The rates of CutMix's and PyramidNet's own recipes: a tenth after each milestone, linear warm-up before."""
+    settings = config(epochs=8, lr=0.5, schedule="step", milestones=[4, 6], gamma=0.1, warmup_epochs=warmup)
+    rates = [learning_rate(settings, step, 10) for step in range(80)]
+    start = 10 * warmup
+    assert rates[:start] == [pytest.approx(0.5 * (step + 1) / start) for step in range(start)]
+    assert rates[start:40] == [0.5] * (40 - start)
+    assert rates[40:60] == [pytest.approx(0.05)] * 20 and rates[60:] == [pytest.approx(0.005)] * 20
+    settings = config(epochs=8, lr=0.5, schedule="cosine", warmup_epochs=warmup)
+    rates = [learning_rate(settings, step, 10) for step in range(80)]
+    assert rates[start] == pytest.approx(0.5) and rates[-1] == pytest.approx(0, abs=1e-12)
+    assert rates[start:] == sorted(rates[start:], reverse=True) and rates[:start] == sorted(rates[:start])
+
+
+def test_weight_decay_on_everything():
+    model = new_model(config("saol_cutmix_ss_sd"))
+    groups = training.new_optimizer(model, config(weight_decay=0.01, decay="all")).param_groups
+    assert {group["weight_decay"] for group in groups} == {0.01}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+def grads(trainer):
+    trainer.model.train()
+    trainer.step(0, 0, *first_batch(trainer))
+    return {name: value.grad.clone() for name, value in trainer.model.named_parameters()}
+
+
+@pytest.mark.parametrize("schedule", ["paired", "sample", "batch"])
+def test_accumulating_gives_the_gradient_of_the_whole_batch(tmp_path, schedule):
+    """Of a network whose normalisation does not look at the batch: the passes have statistics of their own."""
+    probability = 0.5 if schedule == "paired" else 0.7
+    values = {"cutmix_schedule": schedule, "cutmix_probability": probability, "batch_size": 48}
+    found = []
+    for accumulate in (1, 3):
+        settings = config("saol_cutmix_ss_sd", accumulate=accumulate, **values)
+        trainer = Trainer(settings, tmp_path, dtype=torch.float64)
+        for module in trainer.model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.register_forward_pre_hook(lambda module, _: module.eval())
+        found.append(grads(trainer))
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-12, atol=1e-12)
+
+
+def test_clipping_bounds_the_norm_of_the_gradient(tmp_path):
+    free = grads(trainer_of(tmp_path / "a", "saol_sd"))
+    clipped = grads(trainer_of(tmp_path / "b", "saol_sd", clip_norm=0.1))
+    norm = torch.stack([value.norm() for value in free.values()]).norm()
+    assert norm > 0.1
+    for name, value in free.items():
+        torch.testing.assert_close(clipped[name], value * 0.1 / norm, rtol=1e-3, atol=1e-6)
+
+
+def test_float16_needs_a_gpu(tmp_path):
+    with pytest.raises(ValueError, match="autocast='float16' needs a GPU, this is cpu; use 'bfloat16'"):
+        go(tmp_path, autocast="float16", device="cpu")
+
+
+def test_per_batch_cutmix_with_probability_one(tmp_path):
+    """The original CutMix on ImageNet: one rectangle a batch, every batch."""
+    trainer = trainer_of(tmp_path, "gap_fc_cutmix", cutmix_schedule="batch", cutmix_probability=1.0)
+    boxes = [trainer._plan(0, step).shares[0].boxes for step in range(4)]
+    assert all(len(found[found[:, 2] > 0].unique(dim=0)) == 1 for found in boxes)
 
 
 def test_the_optimiser_uses_these_rates(tmp_path, monkeypatch):
@@ -340,7 +407,7 @@ def test_a_file_where_the_results_folder_should_be(tmp_path):
 
 def test_full_disk_in_the_middle_keeps_the_finished_epochs(tmp_path, monkeypatch):
     whole = go(tmp_path / "whole", epochs=4)
-    write = runs.write_whole
+    write = files.write_whole
 
     def full(path, data):
         if path.name.startswith("00003"):
@@ -348,7 +415,7 @@ def test_full_disk_in_the_middle_keeps_the_finished_epochs(tmp_path, monkeypatch
         write(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "write_whole", full)
+        patch.setattr(files, "write_whole", full)
         with pytest.raises(OSError, match="No space"):
             go(tmp_path, epochs=4)
     trained = []
@@ -383,7 +450,7 @@ def test_not_a_number_is_a_failed_run(tmp_path, monkeypatch, step, value):
     assert f"loss of epoch {(step + 3) // 4}" in text and "lr=0.05" in text and "\n" not in text
     failed = runs.load_run(path_of(tmp_path, settings))
     assert failed.status == "failed" and failed.error == text and len(failed.epochs) == (step - 1) // 4
-    assert runs.load_runs(tmp_path) == [] and runs.load_checkpoint(tmp_path / "checkpoints" / failed.id) is None
+    assert runs.load_runs(tmp_path) == [] and load_checkpoint(tmp_path / "checkpoints" / failed.id) is None
     good = train(settings, tmp_path, progress=False)  # the cause is gone: it is trained from the start
     assert good.status == "finished" and runs.load_runs(tmp_path) == [good]
     same(good, go(tmp_path / "other", "saol_sd", epochs=3))
@@ -414,7 +481,7 @@ def test_going_on_equals_never_stopping(tmp_path, monkeypatch, arm, values):
             with pytest.raises(Interrupted) as error:
                 go(tmp_path, arm, epochs=3, **values)
         assert error.value.code == 143 and not (tmp_path / "runs").exists()
-        position = runs.load_checkpoint(next((tmp_path / "checkpoints").iterdir()))[1]["position"]
+        position = load_checkpoint(next((tmp_path / "checkpoints").iterdir()))[1]["position"]
         assert position == [epoch, step + 1] if step < 3 else [epoch + 1, 0]
     same(go(tmp_path, arm, epochs=3, **values), whole)
     first, second = (load_model(whole, folder).state_dict() for folder in (tmp_path, tmp_path / "whole"))
@@ -479,6 +546,51 @@ def test_load_model_gives_the_last_epochs_network_or_none(tmp_path):
         load_model(run, tmp_path)
 
 
+def test_a_run_without_its_weights_is_trained_again(tmp_path, caplog):
+    """It reproduces its file, which stays as it is; with other numbers in the file it says that it did not."""
+    run = go(tmp_path, "saol_sd", epochs=1)
+    path, folder = path_of(tmp_path, config("saol_sd", epochs=1)), tmp_path / "checkpoints" / run.id
+    content, weights = path.read_bytes(), load_model(run, tmp_path).state_dict()
+    for file in folder.glob("0*"):
+        file.unlink()
+    assert go(tmp_path, "saol_sd", epochs=1) == run  # unless told, it is finished
+    with pytest.raises(FileNotFoundError, match="again=True"):
+        load_model(run, tmp_path)
+
+    same(train(config("saol_sd", epochs=1), tmp_path, progress=False, again=True), run)
+    assert path.read_bytes() == content and not caplog.records
+    made = load_model(run, tmp_path).state_dict()
+    assert all(torch.equal(made[name], value) for name, value in weights.items())
+
+    other = run._replace(metrics={name: 1.5 for name in run.metrics})
+    runs.save_run(tmp_path, other)
+    for file in folder.glob("0*"):
+        file.unlink()
+    train(config("saol_sd", epochs=1), tmp_path, progress=False, again=True)
+    assert f"{run.id} was trained again and did not reproduce its file" in caplog.text and "there 1.5" in caplog.text
+    assert runs.load_run(path).metrics == other.metrics
+
+
+def test_long_epochs_have_checkpoints_inside(tmp_path, monkeypatch):
+    """checkpoint_minutes decides; what is lost by a crash is what came after it."""
+    whole = go(tmp_path / "whole", "saol_sd")
+    now = [0.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    original = Trainer.step
+
+    def slow(self, *args):
+        original(self, *args)
+        now[0] += 40.0
+        if args[:2] == (1, 3) and self.start == (0, 0):
+            raise MemoryError("pulled the plug")
+
+    monkeypatch.setattr(Trainer, "step", slow)
+    with pytest.raises(MemoryError):
+        go(tmp_path, "saol_sd", checkpoint_minutes=1.0)
+    assert load_checkpoint(tmp_path / "checkpoints" / whole.id)[1]["position"] == [1, 2]
+    same(go(tmp_path, "saol_sd", checkpoint_minutes=1.0), whole)
+
+
 def test_a_run_under_way_is_not_trained_twice(tmp_path):
     folder = tmp_path / "checkpoints" / runs.run_id(config().identity())
     folder.mkdir(parents=True)
@@ -502,7 +614,7 @@ def test_an_interrupt_stops_with_a_checkpoint(tmp_path, monkeypatch):
         stop_at(patch, 0, 1, lambda self: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             go(tmp_path)
-    assert runs.load_checkpoint(tmp_path / "checkpoints" / whole.id)[1]["position"] == [0, 2]
+    assert load_checkpoint(tmp_path / "checkpoints" / whole.id)[1]["position"] == [0, 2]
     same(go(tmp_path), whole)
 
 
@@ -538,7 +650,7 @@ def test_a_signal_writes_a_checkpoint_and_going_on_changes_nothing(tmp_path, mon
     assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGINT)
     assert "stopped in epoch 2; start again to go on" in errors
     checkpoints = tmp_path / "results" / "checkpoints"
-    epoch, step = runs.load_checkpoint(next(checkpoints.iterdir()))[1]["position"]
+    epoch, step = load_checkpoint(next(checkpoints.iterdir()))[1]["position"]
     assert epoch == 1 and 0 < step < 60 and not (tmp_path / "results" / "runs").exists()
     whole = train(settings, tmp_path / "whole", progress=False)
     same(train(settings, tmp_path / "results", progress=False), whole)
