@@ -20,7 +20,7 @@ AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider
 TWO = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup replicate test test-faults test-numeric test-browser lab explore study claims refresh lint lint-js format check-venv
+.PHONY: help setup replicate test test-faults test-numeric test-browser lab explore study claims report refresh lint lint-js format check-venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,8 +64,11 @@ explore: notebooks/explorer.ipynb $(READY) ## the attention explorer in a browse
 study: $(READY) ## train every run of PROFILE's study on DATA, several at a time; goes on where it stopped
 	$(PY) -m saol_lib.training study --profile "$(PROFILE)" $(DATA_FLAG)
 
-claims: $(READY) ## write README's claims table anew from results/
+claims: $(READY) ## write README's verdicts and claims, and results/README.md, anew from results/
 	$(PY) -m saol_lib.evidence
+
+report: $(READY) ## the report as one page that needs no network: results/report.html
+	$(PY) -m saol_lib.evidence report
 
 refresh: $(READY) ## execute all notebooks in place, quick profile, and normalise them
 	$(PY) notebooks/run.py refresh
