@@ -13,12 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from saol_lib.data.images import read_table
+from saol_lib.data.images import ORIENTATION, read_table
 
 Box = tuple[float, float, float, float]
 Size = tuple[int, int]  # height, width
 Annotation = tuple[Size | None, list[Box]]  # of one image; None: the size was not written down
-ORIENTATION = 0x0112  # the EXIF tag
 log = logging.getLogger("saol_lib")
 
 

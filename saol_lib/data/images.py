@@ -24,6 +24,7 @@ NO_IMAGES = (
     *(".txt", ".xml", ".json", ".csv", ".tsv", ".yaml", ".yml", ".md", ".html", ".log", ".py", ".ipynb"),
     *(".db", ".ini", ".lnk", ".mat", ".npy", ".npz", ".pt", ".zip", ".tar", ".gz"),
 )
+ORIENTATION = 0x0112  # the EXIF tag: 1 is upright
 JUNK_FOLDERS = frozenset(("__MACOSX", "__pycache__", "lost+found"))
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -55,15 +56,17 @@ def _check(image: Image.Image) -> None:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    """The picture upright in three channels. What is so already, as most are, is not copied."""
     deep = _has_sixteen_bits(image)
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if deep:
         return _eight_bits(image).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range; expected 8 or 16 bits")
     if image.has_transparency_data:
         return _on_white(image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _has_sixteen_bits(image: Image.Image) -> bool:

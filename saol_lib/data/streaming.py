@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import resized_crop
 
 from saol_lib.data.batches import Batch, Rows, Scaling
 from saol_lib.data.images import read_image
@@ -39,11 +40,11 @@ class Chunk(NamedTuple):
 class Decoded(NamedTuple):
     """What a worker made of a chunk."""
 
-    images: Tensor  # (n, 3, side, side) uint8
+    images: Tensor  # (n, side, side, 3) uint8, as they lie in a decoded picture
     index: Tensor  # (n,) int64: the files that were read
     ends: bool
     damaged: list[str]  # files that could not be read, on the way
-    error: str | None = None  # why there are no images
+    error: Exception | None = None  # why there are no images
 
 
 class Stream:
@@ -119,12 +120,8 @@ class Stream:
         return self.scaling(images)
 
     def _decoded(self, batches: Iterable[tuple[list[int], list[int] | None]]) -> Iterator[Batch]:
-        self._passes += 1
-        number = self._passes
         parts: list[Decoded] = []
         for decoded in self._results(_chunks(batches, self._rows_a_chunk())):
-            if number != self._passes:
-                raise RuntimeError("a pass over the images cannot go on after another one of the same data has begun")
             self._note(decoded)
             parts.append(decoded)
             if decoded.ends:
@@ -141,8 +138,15 @@ class Stream:
         if self._loader is None:
             self._loader = self._start()
         self._plan.chunks = chunks
-        found = iter(self._loader)
-        while (decoded := self._wait(found)) is not None:
+        found = iter(self._loader)  # the workers' one iterator, begun anew
+        self._passes += 1
+        number = self._passes
+        while True:
+            if number != self._passes:
+                raise RuntimeError("a pass cannot go on after another one by the same workers has begun")
+            decoded = self._wait(found)
+            if decoded is None:
+                return
             yield decoded
 
     def _start(self) -> DataLoader:
@@ -183,7 +187,7 @@ class Stream:
 
     def _note(self, decoded: Decoded) -> None:
         if decoded.error:
-            raise ValueError(decoded.error)
+            raise decoded.error
         for path in decoded.damaged:
             if path not in self.damaged:
                 self.damaged.add(path)
@@ -192,14 +196,15 @@ class Stream:
     def _joined(self, parts: list[Decoded]) -> Batch:
         """One batch on the device, through pinned memory where that is a GPU."""
         on_gpu = self.device.type == "cuda"
-        shape = (sum(len(part.images) for part in parts), 3, *self.size)
+        shape = (sum(len(part.images) for part in parts), *self.size, 3)
         images = torch.empty(shape, dtype=torch.uint8, pin_memory=on_gpu)
         torch.cat([part.images for part in parts], out=images)
         index = torch.cat([part.index for part in parts])
         if on_gpu:
             index = index.pin_memory()
         chosen = index.to(self.device, non_blocking=True)
-        return images.to(self.device, non_blocking=True), self.labels[chosen]
+        images = images.to(self.device, non_blocking=True)
+        return images.permute(0, 3, 1, 2), self.labels[chosen]
 
     def _rows_a_chunk(self) -> int:
         """So many that the chunks of all workers fit a quarter of the shared memory that is free."""
@@ -248,28 +253,42 @@ class Reader:
 
     def __init__(self, files: Files, skip_damaged: bool = False) -> None:
         self.files, self.skip_damaged = files, skip_damaged
-        side = files.side
-        self._random = v2.Compose([v2.RandomResizedCrop(side, antialias=True), v2.RandomHorizontalFlip()])
-        self._middle = v2.Compose([v2.Resize(side * 8 // 7, antialias=True), v2.CenterCrop(side)])
+        self._anywhere = v2.RandomResizedCrop(files.side)
+        self._middle = v2.Compose([v2.Resize(files.side * 8 // 7, antialias=True), v2.CenterCrop(files.side)])
 
     def __getitem__(self, chunk: Chunk) -> Decoded:
-        side = self.files.side
-        images = torch.empty(len(chunk.index), 3, side, side, dtype=torch.uint8)
-        index, damaged = [], []
+        """The chunk's pictures, or why there are none; torch's global generator stays as it was."""
+        before = torch.get_rng_state()
+        damaged: list[str] = []
         try:
-            if get_worker_info() is not None:
-                images.share_memory_()  # here, where an error is told, and not in the thread that sends
-            for row, number in enumerate(chunk.index):
-                pixels, read = self._read(number, damaged)
-                seed = None if chunk.seeds is None else chunk.seeds[row]
-                images[row] = self._middle(pixels) if seed is None else self._crop(pixels, seed)
-                index.append(read)
-        except ValueError as error:
-            return Decoded(images[:0], torch.tensor([]), chunk.ends, damaged, str(error))
+            images, index = self._decode(chunk, damaged)
+        except (ValueError, RuntimeError) as error:
+            return Decoded(torch.empty(0), torch.empty(0), chunk.ends, damaged, error)
+        finally:
+            torch.set_rng_state(before)
+        return Decoded(images, index, chunk.ends, damaged)
+
+    def _decode(self, chunk: Chunk, damaged: list[str]) -> tuple[Tensor, Tensor]:
+        images = self._room(len(chunk.index))
+        index = torch.empty(len(chunk.index), dtype=torch.int64)
+        for row, wanted in enumerate(chunk.index):
+            pixels, index[row] = self._read(wanted, damaged)
+            image = self._middle(pixels) if chunk.seeds is None else self._crop(pixels, chunk.seeds[row])
+            images[row] = image.permute(1, 2, 0)
+        return images, index
+
+    def _room(self, count: int) -> Tensor:
+        """An empty chunk. A worker shares it here, where an error is told, and not in the thread that sends."""
+        side = self.files.side
+        images = torch.empty(count, side, side, 3, dtype=torch.uint8)
+        if get_worker_info() is None:
+            return images
+        try:
+            return images.share_memory_()
         except RuntimeError as error:
-            sentence = f"images could not be handed over ({_first_line(error)}); give more shared memory, or workers=0"
-            return Decoded(torch.empty(0), torch.tensor([]), chunk.ends, damaged, sentence)
-        return Decoded(images, torch.tensor(index, dtype=torch.int64), chunk.ends, damaged)
+            raise RuntimeError(
+                f"images could not be handed over ({_first_line(error)}); give more shared memory, or workers=0"
+            ) from None
 
     def middle(self, index: int) -> Tensor:
         """One file's middle (3, side, side) uint8, as evaluation sees it."""
@@ -290,13 +309,11 @@ class Reader:
         raise ValueError(f"none of the {count} images below {self.files.root} can be read; look at the folder")
 
     def _crop(self, pixels: Tensor, seed: int) -> Tensor:
-        """A random crop from a seed of its own; torch's global generator stays as it was."""
-        before = torch.get_rng_state()
+        """A random crop, resized, and mirrored half of the time."""
         torch.default_generator.manual_seed(seed)
-        try:
-            return self._random(pixels)
-        finally:
-            torch.set_rng_state(before)
+        place = self._anywhere.make_params([pixels])
+        image = resized_crop(pixels, **place, size=[self.files.side] * 2, antialias=True)
+        return image.flip(2) if torch.rand(1) < 0.5 else image
 
 
 def _pixels(files: Files, index: int) -> Tensor:

@@ -1,10 +1,16 @@
 """A stream of files: the same for any number of workers, from any batch on, each process its own rows."""
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 import torch
-from making import picture
+from making import picture, sentence
 
-from saol_lib.data import SCALING, Stream, load
+from saol_lib.data import SCALING, Stream, load, streaming
+from saol_lib.streams import stream
 from saol_lib.training.config import RunConfig
 from saol_lib.training.loop import train
 
@@ -71,3 +77,185 @@ def test_the_scaling_is_that_of_torchvisions_weights():
 
     preset = torchvision.models.ResNet50_Weights.DEFAULT.transforms()
     assert tuple(preset.mean) == SCALING[0] and tuple(preset.std) == SCALING[1]
+
+
+CPU = torch.device("cpu")
+
+
+class Counting(streaming.Reader):
+    """Notes which files are decoded."""
+
+    decoded: list[int]
+
+    def _read(self, index, damaged):
+        self.decoded.append(index)
+        return super()._read(index, damaged)
+
+
+def counted(files, **options):
+    found = Stream(files, CPU, **options)
+    found._reader = Counting(files)
+    found._reader.decoded = []
+    return found
+
+
+@pytest.fixture
+def files(large):
+    return load("imagenet", str(large), image_size=16).train
+
+
+def test_only_the_rows_asked_for_are_decoded(files):
+    whole = list(Stream(files, CPU).epoch(4, 0, 1))
+    chosen = {step: torch.randperm(4, generator=stream(step, "rows"))[:1] for step in range(2)}
+    own = counted(files)
+    parts = list(own.epoch(4, 0, 1, rows=chosen.get))
+    assert len(own._reader.decoded) == 2  # of 8: it decoded the whole batch and threw three quarters away
+    for step, (images, labels) in enumerate(parts):
+        assert torch.equal(images, whole[step][0][chosen[step]]) and torch.equal(labels, whole[step][1][chosen[step]])
+
+
+def test_going_on_at_a_batch_decodes_nothing_before_it(files):
+    later = counted(files)
+    assert len(list(later.epoch(2, 0, 1, first=3))) == 1 and len(later._reader.decoded) == 2
+
+
+def test_evaluation_in_parts_decodes_each_image_once(files):
+    whole = list(Stream(files, CPU).all(3))
+    streams = [counted(files) for _ in range(2)]
+    parts = [list(own.all(3, (number, 2))) for number, own in enumerate(streams)]
+    decoded = [own._reader.decoded for own in streams]
+    assert decoded == [[0, 1, 2, 6, 7], [3, 4, 5]]
+    for number, batch in enumerate(whole):
+        assert all(map(torch.equal, batch, parts[number % 2][number // 2]))
+
+
+def test_an_empty_share_is_an_empty_batch(files):
+    none = torch.zeros(0, dtype=torch.int64)
+    batches = list(Stream(files, CPU).epoch(4, 0, 1, rows=lambda step: none))
+    assert [tuple(images.shape) for images, _ in batches] == [(0, 3, 16, 16)] * 2
+
+
+def test_workers_stay_and_a_pass_may_be_left(files):
+    helped, alone = Stream(files, CPU, workers=2), Stream(files, CPU)
+    passing = helped.epoch(2, 0, 0)
+    next(passing)
+    workers = {worker.pid for worker in helped._loader._iterator._workers}
+    assert all(map(torch.equal, everything(helped.epoch(2, 0, 1)), everything(alone.epoch(2, 0, 1))))
+    assert all(map(torch.equal, everything(helped.all(3)), everything(alone.all(3))))
+    assert {worker.pid for worker in helped._loader._iterator._workers} == workers
+    with pytest.raises(RuntimeError, match=r"cannot go on after another one"):
+        next(passing)
+
+
+def test_chunks_are_small_and_make_the_batch(files, monkeypatch):
+    """Evaluation asked for 500 images at once, 75 MB at 224 pixels: more than a container's 64 MB of shared memory."""
+    monkeypatch.setattr(streaming, "_free_shared_memory", lambda: 64 * 2**20)
+    for workers in (1, 2, 8, 64):
+        large = Stream(files._replace(side=224), CPU, workers)
+        under_way = workers * (streaming.PREFETCH + 1) * large._rows_a_chunk() * 3 * 224 * 224
+        assert under_way <= max(16 * 2**20, workers * 3 * 3 * 224 * 224) < 64 * 2**20
+    monkeypatch.setattr(streaming.Stream, "_rows_a_chunk", lambda self: 3)
+    cut = everything(Stream(files, CPU).all(8))
+    monkeypatch.undo()
+    assert all(map(torch.equal, cut, everything(Stream(files, CPU).all(8))))
+
+
+def test_too_little_shared_memory_is_a_sentence(files, monkeypatch):
+    def refuse(self):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)\nand more")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    with pytest.raises(RuntimeError) as error:
+        list(Stream(files, CPU, workers=1).all(4))
+    sentence(error, "No space left", "give more shared memory, or workers=0")
+
+
+def test_a_dead_worker_ends_the_wait(files, monkeypatch):
+    def dies(self, index, damaged):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(streaming.Reader, "_read", dies)
+    with pytest.raises(RuntimeError) as error:
+        list(Stream(files, CPU, workers=1).all(4))
+    sentence(error, "a process that decodes images ended", "workers=0")
+
+
+def hangs(self, index, damaged):
+    signal.pause()
+
+
+def test_workers_that_never_answer_are_given_up(files, monkeypatch):
+    monkeypatch.setattr(streaming.Reader, "_read", hangs)
+    monkeypatch.setattr(streaming, "LOOK", 0.2)
+    monkeypatch.setattr(streaming, "PATIENCE", 0.6)
+    with pytest.raises(RuntimeError) as error:
+        list(Stream(files, CPU, workers=1).all(4))
+    sentence(error, "gave none for", "workers=0")
+
+
+def test_the_wait_ends_when_told_to_stop(files, monkeypatch):
+    """A handler that only notes a signal could never end it."""
+    monkeypatch.setattr(streaming.Reader, "_read", hangs)
+    monkeypatch.setattr(streaming, "LOOK", 0.2)
+    waiting = Stream(files, CPU, workers=1)
+    waiting.stop = lambda: True
+    assert list(waiting.all(4)) == []
+
+
+def test_a_damaged_file_is_one_sentence_from_a_worker_too(large):
+    path = large / "train" / "n2" / "1.png"
+    path.write_bytes(b"no picture")
+    files = load("imagenet", str(large), image_size=16).train
+    with pytest.raises(ValueError) as error:
+        list(Stream(files, CPU, workers=1).epoch(2, 0, 0))
+    sentence(error, "1.png cannot be read", "set skip_damaged")
+
+
+def test_the_scaling_can_be_the_networks_own(files):
+    images = files.pictures(torch.arange(8))
+    half = Stream(files, CPU, scaling=((0.5,) * 3, (0.5,) * 3), dtype=torch.float64)
+    exact = images.double() / 127.5 - 1
+    torch.testing.assert_close(half.normalise(images), exact, rtol=0, atol=1e-12)
+    torch.testing.assert_close(next(half.all(8))[0], exact, rtol=0, atol=1e-12)
+
+
+MEASURE = """
+import sys
+import numpy as np, torch
+from saol_lib.data import Files
+from saol_lib.data.streaming import Reader, Stream
+from saol_lib.streams import stream
+
+count = 1_000_000
+names = np.array([b"train/n01440764/n01440764_%08d.JPEG" % i for i in range(count)])
+files = Files(sys.argv[1], names, torch.zeros(count, dtype=torch.int64), side=16)
+
+class Light(Reader):
+    def _read(self, index, damaged):
+        self.files.path(index)
+        return torch.zeros(3, 16, 16, dtype=torch.uint8), index
+    def __getitem__(self, chunk):
+        found = super().__getitem__(chunk)
+        if chunk.index[0] in MARKED:
+            line = [line for line in open("/proc/self/smaps_rollup") if "Private_Dirty" in line][0]
+            print(line.split()[1], flush=True)
+        return found
+
+loaded = Stream(files, torch.device("cpu"), workers=1)
+loaded._reader = Light(files)
+order = torch.randperm(count, generator=stream(0, "order", 0))
+MARKED = order[[100_000, 990_000]].tolist()
+print(names.nbytes // 2**20, flush=True)
+for _ in loaded.epoch(10_000, 0, 0, rows=lambda step: torch.arange(0, 10_000, 200)):
+    pass
+"""
+
+
+def test_memory_of_a_worker_stays_flat_over_a_million_names(tmp_path):
+    """A list of paths is copied page by page into every worker, as each look at it counts a reference."""
+    command = [sys.executable, "-c", MEASURE, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    names, early, late = map(int, done.stdout.split())
+    assert names < 40  # megabytes
+    assert late - early < 4096  # kilobytes of the worker's own
