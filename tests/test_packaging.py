@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -262,6 +263,48 @@ def test_the_readme_s_lines_run_with_torch_and_torchvision_alone(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == "['sd', 'sl', 'ss1', 'ss2', 'total']"
+
+
+INSTALLED = """
+import saol_lib
+from saol_lib.explorer.shipped import load_shipped
+from saol_lib.training import resolve
+print(saol_lib.__file__, resolve("results/own"))
+load_shipped("digits"), load_shipped("cifar10")
+"""
+
+
+def test_an_ordinary_install_has_the_models_and_writes_into_the_working_directory(tmp_path):
+    pytest.importorskip("setuptools")
+    copy, wheels, site, elsewhere = (tmp_path / name for name in ("copy", "wheels", "site", "elsewhere"))
+    shutil.copytree(ROOT / "saol_lib", copy / "saol_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "results/models", copy / "results/models", ignore=shutil.ignore_patterns("checkpoints"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy / name)
+
+    build = [
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        str(wheels),
+        str(copy),
+    ]
+    done = subprocess.run([sys.executable, *build], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(next(wheels.iterdir())) as wheel:
+        wheel.extractall(site)
+
+    elsewhere.mkdir()
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    command = [sys.executable, "-c", INSTALLED]
+    told = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.split() == [str(site / "saol_lib/__init__.py"), str(elsewhere / "results/own")]
 
 
 def test_no_file_names_a_machine_or_a_registry():

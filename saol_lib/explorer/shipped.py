@@ -19,12 +19,12 @@ from saol_lib.explorer.lens import Lens
 from saol_lib.explorer.pictures import Pictures, read_picture
 from saol_lib.explorer.state import State
 from saol_lib.networks.weights import load_weights
-from saol_lib.training import runs
+from saol_lib.training import files
 from saol_lib.training.config import RunConfig
 from saol_lib.training.recipe import load_model, new_model
 from saol_lib.training.runs import Run
 
-FOLDER = runs.RESULTS / "models"
+FOLDER = files.MODELS
 MODELS = {
     "digits": RunConfig(arm="saol_cutmix_ss_sd", epochs=15, logit_width=40),
     "cifar10": RunConfig(  # one of the runs of notebook 05's cpu profile
@@ -181,8 +181,8 @@ def make_model(name: str, data_dir: str | None = None, results: str | Path = FOL
     mean, std = mean_and_std(dataset.train.images)
     normalisation = {"mean": mean.tolist(), "std": std.tolist()}
     about = run._asdict() | {"classes": dataset.classes, "normalisation": normalisation}
-    runs.write_whole(FOLDER / f"{name}.safetensors", safetensors.torch.save(weights))
-    runs.write_json(FOLDER / f"{name}.json", about)
+    files.write_whole(FOLDER / f"{name}.safetensors", safetensors.torch.save(weights))
+    files.write_json(FOLDER / f"{name}.json", about)
 
 
 def main(arguments: list[str]) -> None:

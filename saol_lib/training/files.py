@@ -17,6 +17,7 @@ def _repository() -> Path | None:
 REPOSITORY = _repository()
 ROOT = REPOSITORY or Path.cwd()
 RESULTS = ROOT / "results"
+MODELS = RESULTS / "models" if REPOSITORY else LIBRARY / "models"  # the shipped ones; an install carries them
 OWN = "results/own"  # the default folder of a user's runs: nothing of ours ever empties it
 
 
