@@ -186,9 +186,7 @@ def attach_saol(
 def _suit(layer: nn.Module, last: Tensor, training: bool) -> None:
     """Bring a new layer to the network's device, type and mode."""
     layer.train(training)
-    layer.to(last.dtype)
-    if last.device.type != "meta":
-        layer.to(last.device)
+    layer.to(device=last.device, dtype=last.dtype)
 
 
 def _logits(recordings: list[Recording], ends: list[End]) -> dict[bool, tuple]:
