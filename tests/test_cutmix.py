@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saol_lib import cutmix
-from saol_lib.cutmix import SCHEDULES, mix, paste, sample_boxes, soft_labels, unmixed
+from saol_lib.cutmix import SCHEDULES, draw, mix, paste, sample_boxes, soft_labels, unmixed
 
 CLASSES = 4
 
@@ -236,6 +236,7 @@ def test_centres_are_uniform_and_boxes_lie_inside():
 
 
 IMAGES, TARGETS = a_batch(4, 4, 4)
+SOFT = torch.eye(4)
 
 
 @pytest.mark.parametrize(
@@ -251,6 +252,11 @@ IMAGES, TARGETS = a_batch(4, 4, 4)
         ({"targets": torch.zeros(4, 3)}, "targets are torch.float32 of shape (4, 3); expected"),
         ({"targets": torch.zeros(4, 4, dtype=torch.int64)}, "or floating-point soft labels (B, 4)"),
         ({"targets": TARGETS > 1}, "targets are torch.bool of shape (4,)"),
+        ({"targets": SOFT * 2 - SOFT.flip(1)}, "soft labels reach down to -1; expected shares of 0 to 1 that sum to 1"),
+        ({"targets": SOFT * float("nan")}, "soft labels reach down to nan; expected shares of 0 to 1 that sum to 1"),
+        ({"targets": SOFT * 0.5}, "soft labels of sample 0 sum to 0.5; expected 1: divide them by their sum"),
+        ({"targets": SOFT + SOFT[2].diag()}, "soft labels of sample 2 sum to 2; expected 1"),
+        ({"targets": SOFT.bfloat16() * 1.1}, "soft labels of sample 0 sum to 1.1; expected 1"),
         ({"schedule": "pairs"}, "schedule='pairs' is not known; choose one of 'paired', 'sample', 'batch'"),
         ({"probability": 0.7}, "probability=0.7: the paired schedule always mixes half of the batch, use 0.5"),
         ({"probability": 1.5, "schedule": "batch"}, "probability=1.5 must lie in 0..1"),
@@ -261,3 +267,69 @@ IMAGES, TARGETS = a_batch(4, 4, 4)
 def test_bad_input_gets_one_sentence(change, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         mix(**{"images": IMAGES, "targets": TARGETS, "num_classes": CLASSES} | change)
+
+
+BOXES = torch.tensor([[0, 0, 4, 4], [1, 1, 3, 2], [0, 0, 0, 0], [4, 4, 4, 4]])
+OWN = torch.arange(4)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "partners", "message"),
+    [
+        (BOXES + torch.tensor([0, 0, 1, 0]), OWN, "the box [0, 0, 5, 4] of sample 0 does not lie in an image 4 wide"),
+        (BOXES - torch.tensor([0, 1, 0, 0]), OWN, "the box [0, -1, 4, 4] of sample 0 does not lie in an image 4 wide"),
+        (BOXES[:, [2, 1, 0, 3]], OWN, "the box [4, 0, 0, 4] of sample 0 does not lie in an image 4 wide and 4 high"),
+        (BOXES * 3, OWN, "expected x0, y0, x1, y1 with 0 <= x0 <= x1 <= 4 and 0 <= y0 <= y1 <= 4"),
+        (BOXES[:3], OWN, "boxes (3, 4) and partners (4,) must be (4, 4) and (4,), one for each image"),
+        (BOXES, OWN[:3], "boxes (4, 4) and partners (3,) must be (4, 4) and (4,)"),
+        (BOXES, OWN + 1, "partners reach from 1 to 4; expected 0 to 3"),
+        (BOXES, OWN - 1, "partners reach from -1 to 2; expected 0 to 3"),
+        (BOXES / 4, OWN, "boxes are torch.float32 on cpu; expected int64 on the CPU"),
+        (BOXES.to("meta"), OWN, "boxes are torch.int64 on meta; expected int64 on the CPU"),
+    ],
+)
+def test_boxes_and_partners_that_cannot_be_pasted(boxes, partners, message):
+    paste(IMAGES, TARGETS, CLASSES, BOXES, OWN)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        paste(IMAGES, TARGETS, CLASSES, boxes, partners)
+    assert "\n" not in str(caught.value)
+
+
+# --- drawing and pasting ---------------------------------------------------------------------------------------------
+
+
+@given(st.sampled_from(SCHEDULES), st.integers(2, 9), st.integers(0, 10**6), st.sampled_from([0.4, 1.0]))
+def test_mixing_is_drawing_and_pasting(schedule, count, seed, alpha):
+    images, targets = a_batch(count, 5, 8)
+    told = {"schedule": schedule, "alpha": alpha}
+    mixed = mix(images, targets, CLASSES, **told, generator=seeded(seed))
+    patches = draw(count, (5, 8), **told, generator=seeded(seed))
+    pasted = paste(images, targets, CLASSES, patches.boxes, patches.partners)
+    assert same(mixed[:-1], pasted[:-1])
+    assert mixed.clean_sources == patches.clean_sources == (schedule == "paired")
+    assert not mixed.clean_sources or pasted.clean_sources
+
+
+def test_pasting_knows_whether_the_sources_are_clean():
+    boxes = torch.tensor([[0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 0, 0], [0, 0, 0, 0]])
+    for partners, clean in (([2, 3, 2, 3], True), ([1, 2, 2, 3], False), ([2, 2, 0, 1], True), ([3, 1, 2, 3], False)):
+        assert paste(IMAGES, TARGETS, CLASSES, boxes, torch.tensor(partners)).clean_sources == clean
+
+
+def test_drawing_alpha_one_is_what_it_always_was():
+    """The rectangles of published runs: lam is the first uniform draw itself."""
+    boxes = sample_boxes(5, 32, 32, 1.0, seeded(3))
+    uniform, cy, cx = torch.rand(3, 5, generator=seeded(3), dtype=torch.float64)
+    for b in range(5):
+        half = int(32 * (1 - uniform[b]) ** 0.5) // 2
+        x, y = int(cx[b] * 32), int(cy[b] * 32)
+        expected = [max(x - half, 0), max(y - half, 0), min(x + half, 32), min(y + half, 32)]
+        assert boxes[b].tolist() == expected
+
+
+def test_boxes_and_partners_stay_on_the_cpu_and_the_rest_goes_with_the_images():
+    images, targets = a_batch(6, 4, 6)
+    mixed = mix(images.to("meta"), targets.to("meta"), CLASSES, generator=seeded(0))
+    on_cpu = {name for name in ("images", "targets", "masks", "boxes", "share", "partners")
+              if getattr(mixed, name).device.type == "cpu"}  # fmt: skip
+    assert on_cpu == {"boxes", "partners"}

@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saol_lib.cutmix import paste, unmixed
+from saol_lib.cutmix import SCHEDULES, mix, paste, unmixed
 from saol_lib.layers import Outputs, aggregate, attention_log_probs
 from saol_lib.losses import (
     DIRECTIONS,
     MASK_RESIZES,
+    READS,
     TEACHERS,
+    LossOptions,
     consistency_loss,
     cross_entropy,
     gap_loss,
@@ -356,3 +358,98 @@ LOGS, MAPS = F.log_softmax(random(B, K), dim=1), random(B, K, *SIZE)
 def test_bad_input_gets_one_sentence(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()
+
+
+# --- what is asked for and what the outputs allow -------------------------------------------------------------------
+
+CLEAN, TWO = unmixed(torch.zeros(B, 1, *IMAGE), TARGETS, K), pasted([[0, 0, 8, 8], [2, 2, 12, 8]])
+
+
+def having(*names):
+    """Outputs with these fields alone."""
+    outputs = some_outputs()
+    return Outputs(**{name: getattr(outputs, name) for name in names})
+
+
+@pytest.mark.parametrize(
+    ("names", "terms"),
+    [
+        (("gap_logits",), {"gap_ce"}),
+        (("gap_logits", "aux_logits", "attention"), {"gap_ce", "aux_ce"}),
+        (("saol_log_probs", "spatial_log_probs", "mask_logits"), {"sl", "ss1", "ss2"}),
+        (("saol_log_probs", "spatial_log_probs"), {"sl", "ss2"}),
+        (("gap_logits", "saol_log_probs", "spatial_log_probs", "mask_logits"), {"sl", "ss1", "ss2", "sd"}),
+    ],
+)
+def test_unless_told_the_terms_are_what_the_outputs_allow(names, terms):
+    assert set(total_loss(having(*names), TWO)) == terms | {"total"}
+    assert set(total_loss(having(*names), CLEAN)) == terms - {"ss1", "ss2"} | {"total"}
+
+
+@pytest.mark.parametrize("term", READS)
+@pytest.mark.parametrize("missing", Outputs._fields)
+def test_a_term_without_its_output_layer_ends_in_a_sentence(term, missing):
+    outputs = some_outputs()._replace(**{missing: None})
+    if missing not in READS[term]:
+        assert set(total_loss(outputs, TWO, terms=[term])) == {term, "total"}
+        return
+    with pytest.raises(
+        ValueError, match=f"the term '{term}' needs {missing}, which these outputs do not have; "
+    ) as caught:
+        total_loss(outputs, TWO, terms=[term])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_second_pass_is_asked_for_where_the_sources_are_not_clean(schedule):
+    probability = 0.5 if schedule == "paired" else 1.0
+    mixed = mix(torch.zeros(B, 1, *IMAGE), TARGETS, K, schedule=schedule, probability=probability,
+                generator=torch.Generator().manual_seed(1))  # fmt: skip
+    assert mixed.boxes.any()
+    outputs, source = some_outputs()._replace(aux_logits=None), some_outputs(5)
+    assert "ss2" in total_loss(outputs, mixed, source=source)
+    assert "ss1" in total_loss(outputs, mixed, terms=["sl", "ss1"])
+    if schedule == "paired":
+        assert "ss2" in total_loss(outputs, mixed)
+        return
+    for terms in (None, ["ss2"]):
+        with pytest.raises(ValueError, match=r"ss2 compares with the clean sources, .* give source=") as caught:
+            total_loss(outputs, mixed, terms=terms)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"terms": ["sll"]}, "term='sll' is not known; choose one of 'sl', 'ss1'"),
+        ({"terms": []}, "terms=[] must be a list of some of sl, ss1"),
+        ({"terms": "sl"}, "terms='sl' must be a list of some of sl, ss1"),
+        ({"beta": -1.0}, "beta=-1.0 must be at least 0"),
+        ({"sd_weight": float("nan")}, "sd_weight=nan must be at least 0 and finite"),
+        ({"teacher": "ema"}, "teacher='ema' is not known; choose one of 'constant', 'trained'"),
+        ({"gamma": 1.0}, "option 'gamma' is not known; "),
+        ({"source_weight": 1.0}, "option 'source_weight' is not known"),
+    ],
+)
+def test_requests_that_cannot_be(told, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        total_loss(some_outputs(), TWO, **told)
+
+
+def test_options_come_as_one_object_or_by_name():
+    outputs = some_outputs()._replace(aux_logits=None)
+    options = LossOptions(beta=0.3, sl_weight=0.7, ss2_direction="mixed_to_source")
+    whole = total_loss(outputs, TWO, options=options)
+    named = total_loss(outputs, TWO, beta=0.3, sl_weight=0.7, ss2_direction="mixed_to_source")
+    assert all(torch.equal(whole[name], named[name]) for name in whole)
+    other = total_loss(outputs, TWO, options=options, beta=0.5)
+    assert torch.equal(other["sl"], whole["sl"]) and not torch.equal(other["sd"], whole["sd"])
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.full((B, K), math.nan), torch.full((B, K), 0.5), torch.eye(K)[TARGETS] * 2 - 1]
+)
+def test_soft_labels_that_are_no_distribution_are_refused(labels):
+    for loss in (saol_loss, gap_loss, cross_entropy):
+        with pytest.raises(ValueError, match="soft labels"):
+            loss(LOGS, labels)

