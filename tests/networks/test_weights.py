@@ -256,7 +256,7 @@ def test_the_fingerprint_is_the_content_s(tmp_path):
     assert len({one, *map(weights_fingerprint, (changed, renamed, half))}) == 4
 
 
-# --- timm, and the ImageNet weights that a package brings ---------------------------------------------------------------
+# --- timm, and the ImageNet weights that a package brings ------------------------------------------------------------
 
 LITE = "timm:tf_efficientnet_lite0"
 
