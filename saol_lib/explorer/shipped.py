@@ -89,12 +89,12 @@ SCENES = {
         Scene(
             "A horse and a cat",
             "A horse's silhouette, and a patch of a photograph of a cat. A small network, 32 x 32 pixels: never sure.",
-            State(base=0, source=1, box=(1, 8, 13, 32)),
+            State(base=0, source=3, box=(9, 12, 18, 28)),
         ),
         Scene(
             "One horse",
             "A whole picture, nothing pasted: both layers say horse, though with less than half of their votes.",
-            State(base=0, source=1, box=(0, 0, 0, 0)),
+            State(base=0, source=3, box=(0, 0, 0, 0)),
         ),
         Scene(
             "Where SAOL fails",

@@ -146,7 +146,7 @@ test("the page shows the wish, but of another model only once Python has answere
 const NUMBERS = { k: 2, saol: [0.7, 0.2, 0.1], gap: [0.1, 0.8, 0.1], true: [0.25, 0, 0], unknown: 0.75 };
 
 test("an unknown true class is called unknown", () => {
-  assert.equal(trueShares(NUMBERS, ["cat", "dog", "truck"]), "unknown 75 %, cat 25 %");
+  assert.equal(trueShares(NUMBERS, ["cat", "dog", "truck"]), "unknown 75 %, “cat” 25 %");
 });
 
 test("classes are listed by the first layer's answer, k always among them", () => {
@@ -163,5 +163,5 @@ test("sentences", () => {
   assert.equal(patchSentence([0, 0, 0, 9], SIZE, 0), "The patch is empty: nothing is pasted.");
   assert.match(patchSentence([0, 0, 16, 32], SIZE, null), /covers 50 % of the picture\.$/);
   assert.equal(boxSentence({ box: null, iou: null }, "none"), "No box.");
-  assert.match(boxSentence({ box: BOX, iou: 0.5 }, "mask"), /0.50 with the patch/);
+  assert.match(boxSentence({ box: BOX, iou: 0.5 }, "mask"), /with the patch: 0\.50\.$/);
 });

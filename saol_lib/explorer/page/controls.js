@@ -122,6 +122,10 @@ export function PatchControls({ page }) {
           <//>`,
       )}
     </div>
+    ${
+      (x0 === x1 || y0 === y1) &&
+      html`<button class="saol-paste" onClick=${() => page.choose({ box: null, shift: [0, 0] })}>Paste a patch</button>`
+    }
     <div class="edges">
       ${edges.map(
         ([name, value, most, put]) =>

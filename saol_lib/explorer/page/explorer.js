@@ -81,6 +81,16 @@ function Explorer({ model, gate, id }) {
   `;
 }
 
+// Else JupyterLab takes keys for its own: B adds a cell, D D deletes one. It asks the focused element alone.
+function keepKeys(event) {
+  event.target.dataset.lmSuppressShortcuts = "true";
+}
+
+// JupyterLab has a theme that the reader chose; Voila has one that nobody did, so there the system's counts.
+function inLab() {
+  return Boolean(document.querySelector(".jp-LabShell")) && !document.body.dataset.voila;
+}
+
 // The notebook's still picture goes once the page is alive; outside JupyterLab also what it says about running it.
 function hideStill(withText) {
   for (const still of document.querySelectorAll('img[alt^="Still picture"]')) {
@@ -94,8 +104,8 @@ function mount({ model, el }) {
   count += 1;
   const root = document.createElement("div");
   root.className = "saol";
-  root.dataset.lmSuppressShortcuts = "true"; // else JupyterLab takes keys for its own: B adds a cell, D D deletes one
-  root.classList.toggle("in-lab", Boolean(document.querySelector(".jp-LabShell")));
+  root.addEventListener("focusin", keepKeys);
+  root.classList.toggle("in-lab", inLab());
   el.append(root);
 
   const gate = makeGate((ask, number) => model.send({ ask, number }), model.get("answered"));
@@ -111,7 +121,7 @@ function mount({ model, el }) {
   window.addEventListener("hashchange", hash);
 
   render(html`<${Explorer} model=${model} gate=${gate} id=${`saol${count}`} />`, root);
-  hideStill(!root.classList.contains("in-lab"));
+  hideStill(!inLab());
   follow(location.hash || performance.getEntriesByType("navigation")[0]?.name); // Lab takes the hash away meanwhile
 
   return () => {

@@ -113,7 +113,7 @@ function Patch({ page, root, pick }) {
   const label =
     `Patch at ${x0}, ${y0}, ${x1 - x0} wide, ${y1 - y0} high. ` + "Arrow keys move it, with Shift they resize it.";
   return html`<div
-    class="frame patch saol-patch"
+    class=${`frame patch saol-patch ${x1 > x0 && y1 > y0 ? "" : "empty"}`}
     style=${placed(state.box, setup.size)}
     tabindex="0"
     role="group"

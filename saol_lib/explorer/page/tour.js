@@ -26,7 +26,7 @@ export const STEPS = [
     overlay: "spatial",
     say: ({ shown, setup }) =>
       `Every place gives its own answer. Bright places vote for “${className(setup.classes, shown.numbers.k)}”. ` +
-      "Click one: the bar below shows its share, A times Y.",
+      "Click one: the bar “Together” marks what it adds, A times Y.",
   },
   {
     title: "Together: the sum",

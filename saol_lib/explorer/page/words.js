@@ -41,7 +41,7 @@ export function best(shares) {
 }
 
 export function trueShares(numbers, classes) {
-  const pairs = numbers.true.map((share, k) => [share, classes[k]]);
+  const pairs = numbers.true.map((share, k) => [share, `“${classes[k]}”`]);
   pairs.push([numbers.unknown, "unknown"]);
   const seen = pairs.filter(([share]) => share > 5e-4);
   seen.sort((a, b) => b[0] - a[0]);
@@ -73,7 +73,7 @@ export function boxSentence(numbers, overlay) {
   if (!numbers.box) return "No box.";
   if (numbers.iou === null) return "Box of the map; no true box of this class is here.";
   const truth = overlay === "mask" ? "the patch" : "the true box (dashed)";
-  return `Box of the map; it shares ${numbers.iou.toFixed(2)} with ${truth} (IoU).`;
+  return `Box of the map. Its overlap (IoU) with ${truth}: ${numbers.iou.toFixed(2)}.`;
 }
 
 export function pieceSentence(cells, chosen) {
