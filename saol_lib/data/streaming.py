@@ -147,7 +147,7 @@ class Stream:
             decoded = self._wait(found)
             if decoded is None:
                 return
-            yield decoded
+            yield decoded._replace(images=decoded.images.clone())  # the shared memory is free for the next chunk
 
     def _start(self) -> DataLoader:
         return DataLoader(

@@ -160,6 +160,19 @@ def test_chunks_are_small_and_make_the_batch(files, monkeypatch):
     assert all(map(torch.equal, cut, everything(Stream(files, CPU).all(8))))
 
 
+def test_chunks_of_a_batch_do_not_pile_up_in_shared_memory(files, monkeypatch):
+    monkeypatch.setattr(streaming.Stream, "_rows_a_chunk", lambda self: 2)
+    held, join = [], Stream._joined
+
+    def look(self, parts):
+        held.extend(part.images.is_shared() for part in parts)
+        return join(self, parts)
+
+    monkeypatch.setattr(Stream, "_joined", look)
+    list(Stream(files, CPU, workers=1).all(8))
+    assert held == [False] * 4
+
+
 def test_too_little_shared_memory_is_a_sentence(files, monkeypatch):
     def refuse(self):
         raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)\nand more")
