@@ -8,6 +8,7 @@ from copy import deepcopy
 from functools import cache, partial
 from typing import NamedTuple
 
+import attach_everywhere
 import pytest
 import timm
 import torch
@@ -446,6 +447,21 @@ def test_the_last_map_and_two_finer_levels_are_found(make, names):
     with torch.device("meta"):
         model = attach_saol(make())
     assert [tap.name for tap in model.taps] == names
+
+
+@pytest.mark.parametrize("name", ["torchvision mnasnet0_5", "timm selecsls42", "pytorchcv peleenet"])
+def test_a_sample_of_the_networks_of_all_libraries(name):
+    """All of them: results/attach.md."""
+    record = attach_everywhere.check(attach_everywhere.networks()[name])
+    assert "failed" not in record and record["own"] and len(record["nodes"]) == 3
+    assert record["enlarged"] == record["dilated"] == "yes"
+
+
+def test_the_report_counts_and_names_what_fails():
+    good = {"nodes": ["a", "b"], "own": True, "enlarged": "yes", "dilated": "its kernel is even"}
+    text = attach_everywhere.report({"timm a": good, "timm b": {"failed": "no map"}}, 3)
+    assert "| timm | 2 | 1 (50.0 %) | 1 | 0 |" in text and "**Incomplete: 2 of 3 networks" in text
+    assert "- timm b: no map" in text and "- timm a: its kernel is even" in text and "| timm a | a, b |" in text
 
 
 class LeNet(nn.Sequential):
