@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
 
 from saol_lib.evidence.claims import Claim, Found
+from saol_lib.layers import SaolOptions
+from saol_lib.losses import LossOptions
 from saol_lib.training.config import ARMS, RunConfig
 from saol_lib.training.runs import RESULTS, Run, load_runs, setting
 
@@ -38,11 +41,8 @@ ARMS_IN_WORDS = {
     "abn": "the Attention Branch Network, cross-entropy on both of its branches",
     "abn_cutmix": "the Attention Branch Network on CutMix-ed images",
 }
-VARIANTS = (  # what GAP-FC does not see, or what each family of arms chose for itself: no part of a setting
-    *("lr", "blocks", "output_size", "logit_width", "attention_width", "between_logits", "between_attention"),
-    *("kernel_size", "resize", "earlier_blocks", "class_softmax", "mask_source", "mask_resize", "beta"),
-    *("sl_weight", "ss_weight", "sd_weight", "ss2_direction", "teacher"),
-)
+# What GAP-FC does not see, and the rate that each family of arms chose for itself: no part of a setting.
+VARIANTS = ("lr", "blocks", *(field.name for field in (*fields(SaolOptions), *fields(LossOptions))))
 COLUMNS = ["setting", "variant", "arm", "family", "regime", "layer", "seed", "lr", "top1", "best", "seconds", "id"]
 
 

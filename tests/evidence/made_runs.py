@@ -8,9 +8,10 @@ def make(values, arm="saol", metric="top1_saol_last", origin=None, status="finis
     """One run for each value, seeds 0, 1, ...; with the best epoch 1 point above the last."""
     provenance = {"sources": "s", "data": "d", "seconds": 1800} | (origin or {})
     extra = {name: fields.pop(name) for name in ("method", "measure") if name in fields}
+    identity = RunConfig(arm=arm, **fields).identity() | extra
     runs = []
     for seed, value in enumerate(values):
-        config = RunConfig(arm=arm, seed=seed, **fields).identity() | extra
+        config = identity | {"seed": seed}
         metrics = {metric: value, metric.replace("last", "best"): value + 1}
         runs.append(Run(config, metrics, [], provenance, status))
     return runs
