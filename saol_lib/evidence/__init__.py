@@ -6,6 +6,7 @@ _HOME = {
     "checks": ("CheckFailed", "check"),
     "statistics": ("Comparison", "compare"),
     "claims": ("load_claims", "verdicts"),
+    "result_box": ("ResultBox",),
     "tables": ("ARMS_IN_WORDS", "paired", "summary"),
 }
 __all__ = sorted(name for names in _HOME.values() for name in names)
