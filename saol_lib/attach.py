@@ -98,7 +98,7 @@ class SAOLNet(nn.Module):
         if self.gap is not None:
             outputs = outputs._replace(gap_logits=self.gap(maps[-1]))
         elif self.logits is not None:
-            outputs = outputs._replace(gap_logits=tensor_at(made, self.logits[self.body.training]))
+            outputs = outputs._replace(gap_logits=self._own_logits(made))
         return outputs, maps[-1]
 
     def maps(self, images: Tensor) -> tuple[object, list[Tensor]]:
@@ -113,6 +113,14 @@ class SAOLNet(nn.Module):
             if tap not in found:
                 raise RuntimeError(f"{tap.name!r} was not called in this pass, so it gives no map; name another node")
         return made, [found[tap] for tap in self.taps]
+
+    def _own_logits(self, made: object) -> Tensor:
+        logits = tensor_at(made, self.logits[self.body.training])
+        if not isinstance(logits, Tensor):
+            raise RuntimeError(
+                f"the backbone returned a {type(made).__name__}, in which its logits were not looked for"
+            )
+        return logits
 
     def _check(self, images: Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != self.channels:
@@ -232,10 +240,11 @@ def _find(model: nn.Module) -> Found:
     squares = [(side, side) for side in SQUARE]
     errors = []
     for real in (False, True):
-        if found := _try(model, [WIDE], real, errors):
-            return found
-        if found := _try(model, squares, real, errors):
-            return _widened(found)
+        for both in (True, False):
+            if found := _try(model, [WIDE], real, both, errors):
+                return found
+            if found := _try(model, squares, real, both, errors):
+                return _widened(found)
         if not any(_needs_numbers(error) for error in errors):
             break
     why = str(errors[0]).strip().split("\n")[0]
@@ -250,18 +259,19 @@ def _needs_numbers(error: Exception) -> bool:
     return "fake_tensor" in type(error).__module__ or "DataDependent" in type(error).__name__ or "meta" in str(error)
 
 
-def _try(model: nn.Module, sizes: Sequence[tuple[int, int]], real: bool, errors: list[Exception]) -> Found | None:
+def _try(
+    model: nn.Module, sizes: Sequence[tuple[int, int]], real: bool, both: bool, errors: list[Exception]
+) -> Found | None:
+    """The first size and number of channels with which the network runs, in evaluation or in both modes."""
     for size in sizes:
         for channels in _channels_to_try(model):
             try:
                 recordings = [record(spare(model), channels, size, False, real)]
+                if both:
+                    recordings.append(record(spare(model), channels, size, True, real))
             except Exception as error:
                 errors.append(error)
                 continue
-            try:
-                recordings.append(record(spare(model), channels, size, True, real))
-            except Exception as error:  # one that wants labels in training, say
-                errors.append(error)
             return Found(model, channels, size, recordings, real)
     return None
 
@@ -276,7 +286,7 @@ def _widened(found: Found) -> Found:
     """The same on a wide image, where the network takes it, or does so once its last pooling pools any map whole."""
     side = found.size[0]
     body = _pooling_whole(found)
-    wide = _try(body, [(side, 2 * side)], found.real, [])
+    wide = _try(body, [(side, 2 * side)], found.real, len(found.recordings) == 2, [])
     if wide is None:
         log.warning("%s takes images of %d x %d pixels alone", type(body).__name__, side, side)
     return wide or found

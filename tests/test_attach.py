@@ -502,6 +502,13 @@ def test_a_network_that_decides_by_numbers():
     assert torch.equal(model(x).gap_logits, network(x))
 
 
+def test_an_auxiliary_output_that_needs_a_large_image():
+    """It cannot be seen on the first image tried, and is there in training alone."""
+    with torch.device("meta"):
+        model = attach_saol(vision.inception_v3(init_weights=False))
+    assert model.logits == {True: (0,), False: ()} and model.size[0] >= 224
+
+
 def test_an_unused_classifier_costs_nothing_and_is_not_trained():
     network = vision.vgg11(num_classes=5)
     model = attach_saol(network, heads=("saol",), seed=0)
