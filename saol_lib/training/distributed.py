@@ -168,9 +168,9 @@ def launch(function: Callable, arguments: tuple, processes: int) -> None:
     with tempfile.TemporaryDirectory() as folder, stoppable() as stop:
         meeting = (Path(folder) / "meeting").as_uri()
         ranks = [_start(function, arguments, rank, processes, meeting, threads) for rank in range(processes)]
-        _watch(ranks, stop)
+        failed = _watch(ranks, stop)
         leave_if_asked(stop)
-        _raise_first(ranks)
+        _raise_first(ranks, failed)
 
 
 def _start(function: Callable, arguments: tuple, rank: int, count: int, meeting: str, threads: int) -> _Rank:
@@ -225,13 +225,18 @@ def _follow() -> None:
     os._exit(143)
 
 
-def _watch(ranks: list[_Rank], stop: list[int]) -> None:
-    """Wait until all have ended. After a signal, or when one fails, the others are told to stop."""
-    while running := [rank.process for rank in ranks if rank.process.is_alive()]:
-        failed = any(rank.process.exitcode for rank in ranks)
+def _watch(ranks: list[_Rank], stop: list[int]) -> list[int]:
+    """Wait until all have ended; which of them failed by themselves.
+
+    After a signal, or when one fails, the others are told to stop.
+    """
+    while True:
+        running = [rank.process for rank in ranks if rank.process.is_alive()]
+        failed = [number for number, rank in enumerate(ranks) if rank.process.exitcode]
         if stop or failed:
             _end(running, GRACE if stop else GRACE / 6)
-            return
+        if stop or failed or not running:
+            return failed
         wait([process.sentinel for process in running], timeout=0.2)
 
 
@@ -247,7 +252,7 @@ def _end(running: list[multiprocessing.process.BaseProcess], seconds: float) -> 
             process.join()
 
 
-def _raise_first(ranks: list[_Rank]) -> None:
+def _raise_first(ranks: list[_Rank], failed: list[int]) -> None:
     """Raise the exception that came first, or say which process died."""
     reports = []
     for rank in ranks:
@@ -259,10 +264,10 @@ def _raise_first(ranks: list[_Rank]) -> None:
     if reports:
         raise min(reports, key=lambda report: report[0])[1]
 
-    codes = [rank.process.exitcode for rank in ranks]
-    if not any(codes):
+    if not failed:
         return
-    number, code = next((n, code) for n, code in enumerate(codes) if code)
+    number = failed[0]
+    code = ranks[number].process.exitcode
     raise RuntimeError(
         f"process {number} of {len(ranks)} ended with exit code {code}; finished epochs are kept, start again to go on "
         f"({GUARD})"
