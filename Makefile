@@ -20,7 +20,7 @@ AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider
 TWO = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup replicate test test-faults test-numeric test-browser lab explore study claims report refresh lint lint-js format check-venv
+.PHONY: help setup replicate test test-faults test-numeric test-browser lab explore study claims report docs pictures refresh lint lint-js format check-venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,8 +55,9 @@ test-numeric: $(READY) ## the numeric tests with each instruction set of oneDNN,
 test-browser: $(READY) ## of these the explorer in JupyterLab and Voila alone, driven in Debian's chromium
 	$(PY) -m pytest -m browser tests/explorer/test_explorer_browser.py
 
-lab: $(READY) ## JupyterLab in notebooks/, on this machine only, with its token
-	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)/notebooks" $(AS_ROOT)
+lab: $(READY) ## JupyterLab on this machine only, with its token: opens on the start page, reaches notebooks and results
+	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" $(AS_ROOT) \
+	--LabApp.default_url=/lab/tree/notebooks/README.md --LabApp.app_settings_dir="$(CURDIR)/notebooks/lab"
 
 explore: notebooks/explorer.ipynb $(READY) ## the attention explorer in a browser: this machine only, nothing from elsewhere
 	$(PY) -m voila notebooks/explorer.ipynb --Voila.ip=127.0.0.1 --Voila.config_file_paths=notebooks
@@ -69,6 +70,13 @@ claims: $(READY) ## write README's verdicts and claims, and results/README.md, a
 
 report: $(READY) ## the report as one page that needs no network: results/report.html
 	$(PY) -m saol_lib.evidence report
+
+docs: $(READY) ## write the library's docstrings as pages to docs/api, readable without a network
+	$(PY) docs/build.py
+
+pictures: $(READY) ## make README's pictures anew: the explorer in motion, and where a network looks (needs chromium)
+	$(PY) notebooks/pictures.py film
+	$(PY) notebooks/pictures.py attention
 
 refresh: $(READY) ## execute all notebooks in place, quick profile, and normalise them
 	$(PY) notebooks/run.py refresh

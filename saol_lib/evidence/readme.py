@@ -1,15 +1,19 @@
-"""What is generated: README's verdict box and claims table, and the whole of results/README.md."""
+"""What is generated: README's blocks (verdicts, claims, example, systems, bibtex), and all of results/README.md."""
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import yaml
 
 from saol_lib.evidence.claims import SCALES, Claim, Count, Found, Ledger, find, judge, load_claims, numbers
 from saol_lib.evidence.tables import glossary, runs_tables
 from saol_lib.training.runs import RESULTS, ROOT, write_whole
 
-_BLOCK = re.compile(r"(<!-- (verdicts|claims):begin -->).*?(<!-- \2:end -->)", re.DOTALL)
+EXAMPLE = ROOT / "examples/own_network.py"
+CITATION = ROOT / "CITATION.cff"
+_BLOCK = re.compile(r"(<!-- (verdicts|claims|example|systems|bibtex):begin -->).*?(<!-- \2:end -->)", re.DOTALL)
 BOX = {  # a line of the verdict box: the words of its verdicts
     "held": ("supported",),
     "did not hold": ("contradicted", "smaller than that"),
@@ -117,9 +121,63 @@ def _effect(one: Found) -> str:
     return f"{one.test.label}{lower}: {t.mean:+.2f}{interval}, {pairs}"
 
 
+def example(judged: Judged) -> str:
+    """The example's code as it is run by the tests, without its first line, which README says in its own words."""
+    code = EXAMPLE.read_text()
+    docstring, rest = code.split("\n", 1)
+    if not docstring.endswith('"""'):
+        raise ValueError(f"{EXAMPLE.name} must begin with a docstring of one line")
+    return f"```python\n{rest.strip()}\n```"
+
+
+def systems(judged: Judged) -> str:
+    """On what all of this was run: whether a GPU was among it is told by what there is in results/."""
+    tested = "Tested on Linux, on CPUs of one machine at a time."
+    if (judged.results / "gpu" / "README.md").is_file():
+        return f"{tested} What ran on a GPU, and how fast: [results/gpu/README.md](results/gpu/README.md)."
+    return (
+        f"{tested} **Never run on a GPU**: CUDA, bfloat16 and `torch.compile` there, and the profile `paper`, are "
+        "written and untried; time and memory on a GPU are unknown."
+    )
+
+
+def bibtex(judged: Judged) -> str:
+    """The paper and this repository, from CITATION.cff."""
+    ours = yaml.safe_load(CITATION.read_text())
+    (paper,) = ours["references"]
+    authors = [f"{author['family-names']}, {author['given-names']}" for author in paper["authors"]]
+    entries = [
+        _entry("inproceedings", "kim2020saol", {
+            "title": f"{{{paper['title']}}}",
+            "author": " and ".join(authors),
+            "booktitle": paper["collection-title"],
+            "year": paper["year"],
+            "note": paper["identifiers"][0]["value"],
+        }),
+        _entry("software", "saol_replicated", {
+            "title": f"{{{ours['title']}}}",
+            "author": f"{{{ours['authors'][0]['name']}}}",
+            "version": ours["version"],
+            "license": ours["license"],
+        }),
+    ]  # fmt: skip
+    return "\n".join(["```bibtex", *entries, "```"])
+
+
+def _entry(kind: str, key: str, fields: Mapping[str, object]) -> str:
+    lines = [f"  {name} = {{{value}}}," for name, value in fields.items()]
+    return "\n".join([f"@{kind}{{{key},", *lines, "}"])
+
+
 def render(text: str, judged: Judged) -> str:
     """README's text with its generated blocks written anew; ValueError if one is missing."""
-    written = {"verdicts": verdict_box, "claims": claims_table}
+    written = {
+        "verdicts": verdict_box,
+        "claims": claims_table,
+        "example": example,
+        "systems": systems,
+        "bibtex": bibtex,
+    }
     there = {found[2] for found in _BLOCK.finditer(text)}
     for name in written.keys() - there:
         raise ValueError(f"README.md has no <!-- {name}:begin --> ... <!-- {name}:end -->; put the two lines back")

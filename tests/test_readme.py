@@ -1,0 +1,176 @@
+"""README keeps its word: its blocks come from files, its commands exist, its code runs, its links lead somewhere."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import gate
+import pytest
+import torch
+
+import saol_lib
+from saol_lib import Outputs
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", "notebooks/README.md", "notebooks/profiles/README.md"]
+TEXT = (ROOT / "README.md").read_text()
+GENERATED = re.compile(r"<!-- (\w+):begin -->.*?<!-- \1:end -->", re.DOTALL)
+PROSE = GENERATED.sub("", TEXT)
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def blocks(language, text=PROSE):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def commands():
+    """Every line of the pages' shell blocks, and every `make ...` in their prose, without comments."""
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        lines = "\n".join(blocks("sh", text)).splitlines() + re.findall(r"`(make [^`\n]*)`", text)
+        for line in lines:
+            words = shlex.split(line, comments=True)
+            if words:
+                yield page, words
+
+
+# --- generated --------------------------------------------------------------------------------------------------------
+
+
+def test_generated_blocks_are_up_to_date():
+    command = [sys.executable, "-m", "saol_lib.evidence", "--check"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert set(GENERATED.findall(TEXT)) == {"verdicts", "claims", "example", "systems", "bibtex"}
+
+
+def test_the_example_is_quoted_as_it_is_run():
+    code = (ROOT / "examples/own_network.py").read_text()
+    (quoted,) = [block for block in blocks("python", TEXT) if "DataLoader" in block]
+    assert code.endswith(quoted) and len(quoted) > 0.9 * len(code)
+
+
+# --- what can be run --------------------------------------------------------------------------------------------------
+
+
+def test_every_make_command_is_a_target_with_known_variables():
+    targets = set(re.findall(r"^([a-z][a-z-]*):", MAKEFILE, re.MULTILINE))
+    used = set()
+    for page, (program, *words) in commands():
+        if program != "make":
+            continue
+        for word in words:
+            name, is_variable, _ = word.partition("=")
+            if is_variable:
+                assert re.search(rf"^{name} \?=", MAKEFILE, re.MULTILINE), f"{page}: {word}"
+            else:
+                assert name in targets, f"{page}: make {name}"
+                used.add(name)
+    assert {"replicate", "test", "explore", "study", "claims", "docs", "lab"} <= used
+
+
+def test_other_commands_name_files_and_parameters_that_are_there():
+    others = [words for _, words in commands() if words[0] != "make"]
+    assert ["pip", "install", "."] in others
+    (papermill,) = [words for words in others if words[0] == "papermill"]
+
+    notebook = ROOT / papermill[1]
+    profile = ROOT / papermill[papermill.index("-f") + 1]
+    assert (ROOT / papermill[papermill.index("--cwd") + 1]).is_dir()
+    known = gate.defaults(gate.read(notebook))
+    assert gate.profile_values(profile, known)
+    given = [papermill[i + 1] for i, word in enumerate(papermill) if word == "-p"]
+    assert "data_dir" in given and set(given) <= set(known)
+
+
+def test_the_three_lines_run():
+    code = next(block for block in blocks("python") if "attach_saol" in block)
+    scope = {}
+    exec(code, scope)
+    outputs, loss = scope["outputs"], scope["loss"]
+    assert isinstance(outputs, Outputs) and outputs.gap_logits.shape == (4, 10)
+    assert torch.allclose(outputs.attention.sum(dim=(1, 2, 3)), torch.ones(4))
+    assert torch.isfinite(loss) and loss > 0
+    lines = [line for line in code.splitlines() if line and "import" not in line]
+    assert len(lines) == 3, "it says three lines"
+    told = {name for name in re.findall(r"`(\w+)`", PROSE) if name in Outputs._fields}
+    assert told == set(Outputs._fields[:5])
+
+
+def test_the_study_runs_behind_its_guard(monkeypatch):
+    code = next(block for block in blocks("python") if "run_study" in block)
+    asked = []
+    monkeypatch.setattr(saol_lib, "run_study", lambda configs, results: asked.append((configs, results)))
+    exec(code, {"__name__": "a worker, which imports the script anew"})
+    assert not asked, "without the guard every worker would start the study again"
+
+    exec(code, {"__name__": "__main__"})
+    ((configs, results),) = asked
+    assert len(set(configs)) == 4 and results == "results/mine"
+
+
+def test_no_block_of_code_is_forgotten():
+    assert len(blocks("python")) == 2, "a new block needs a test here"
+    assert {program for _, (program, *_) in commands()} == {"make", "pip", "papermill"}
+
+
+# --- what is said -----------------------------------------------------------------------------------------------------
+
+
+def test_every_room_and_file_of_the_method_is_explained_and_no_other():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    told = set(re.findall(r"^saol_lib/(\w+(?:\.py|/)) +\S", text, re.MULTILINE))
+    library = ROOT / "saol_lib"
+    there = {path.name for path in library.glob("*.py")} - {"__init__.py"}
+    there |= {f"{path.parent.name}/" for path in library.glob("*/__init__.py")}
+    assert told == there, f"not the same: {told ^ there}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_and_picture_is_there(page):
+    text = (ROOT / page).read_text()
+    links = set(re.findall(r"\]\(([^)#:]+)\)", text))
+    assert links
+    missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
+    assert not missing, missing
+
+
+def test_every_notebook_is_on_the_start_page_and_every_profile_on_theirs():
+    notebooks = ROOT / "notebooks"
+    told = set(re.findall(r"\]\(([\w.]+\.ipynb)\)", (notebooks / "README.md").read_text()))
+    assert told == {path.name for path in notebooks.glob("*.ipynb")}
+    told = set(re.findall(r"\]\((\w+)\)", (notebooks / "profiles/README.md").read_text()))
+    assert told == {path.name for path in (notebooks / "profiles").iterdir() if path.is_dir()}
+
+
+def test_readme_stays_short():
+    words = len(re.sub(r"```.*?```", "", PROSE, flags=re.DOTALL).split())
+    assert words < 1000, f"{words} words: move what few need to CONTRIBUTING.md or notebooks/"
+
+
+def test_no_measured_number_is_typed_by_hand():
+    """Anything like 71.3 or 71.3 % outside the generated blocks."""
+    pattern = r"(?<![\w.])[+-]?\d{1,2}\.\d+(?![\w.]*\d)(?=\s*(?:%|points|percent))|\b[1-9]\d\.\d+\b"
+    for page in PAGES:
+        found = re.findall(pattern, GENERATED.sub("", (ROOT / page).read_text()))
+        assert not found, f"{page}: {found}"
+    assert re.findall(pattern, "a mean of 71.30 by hand") == ["71.30"], "the pattern sees one"
+
+
+def test_the_caveats_stand_where_the_numbers_are():
+    claims = TEXT.split("## What became of the paper's claims")[1].split("\n## ")[0]
+    assert "JPEG copy of CIFAR-10" in claims and "do not set them beside published" in " ".join(claims.split())
+    assert "smaller than 4x4" in PROSE
+    on_gpu = (ROOT / "results/gpu/README.md").is_file()
+    assert ("Never run on a GPU" in TEXT) != on_gpu
+
+
+def test_the_film_is_animated_and_small():
+    from PIL import Image
+
+    film = ROOT / "notebooks/explorer.webp"
+    assert film.stat().st_size < 2_000_000
+    with Image.open(film) as picture:
+        assert picture.n_frames > 10 and picture.width >= 800
