@@ -95,7 +95,7 @@ def profile_problems(folder):
                 notebooks = [read(notebook) for notebook in folder.glob(f"{path.stem}_*.ipynb")]
                 profile_values(path, defaults(notebooks[0]) if notebooks else None)
             read_runs(path)
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:  # a file of weights that a profile starts from
             yield str(error)
 
 

@@ -1,9 +1,11 @@
 """The Attention Branch Network, SAOL's peer on the same backbones."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -68,12 +70,73 @@ class ABN(nn.Module):
 
 def _split(network: nn.Module, nodes: Sequence[str]) -> tuple[nn.Sequential, nn.Sequential]:
     """All modules up to the end of the last stage but one, and those of the last stage."""
-    modules = list(getattr(network, "features", network).named_children())
-    names = [name for name, _ in modules]
-    before, last = (node.split(".")[-1] for node in nodes[-2:])
+    chain = _opened(network, nodes)
+    names = [name for name, _ in chain]
+    before, last = nodes[-2:]
     first = names.index(before) + 1
     end = names.index(last) + 1
-    return nn.Sequential(OrderedDict(modules[:first])), nn.Sequential(OrderedDict(modules[first:end]))
+    trunk = nn.Sequential(OrderedDict(_renamed(chain[:first])))
+    stage = nn.Sequential(OrderedDict(_renamed(chain[first:end])))
+    _check_chain(network, trunk, stage, last)
+    return trunk, stage
+
+
+def _opened(module: nn.Module, nodes: Sequence[str], prefix: str = "") -> list[tuple[str, nn.Module]]:
+    """The modules in their order with their names, a Sequential that holds nodes replaced by what is in it."""
+    found = []
+    for name, child in module.named_children():
+        full = f"{prefix}{name}"
+        holds_nodes = any(node.startswith(f"{full}.") for node in nodes)
+        if holds_nodes and isinstance(child, nn.Sequential):
+            found += _opened(child, nodes, f"{full}.")
+        elif holds_nodes:
+            raise ValueError(
+                f"an ABN takes the network apart between its last stages, {nodes[-2]} and {nodes[-1]}, but {full} is a "
+                f"{type(child).__name__}, which does more than call its parts in turn; take another backbone"
+            )
+        else:
+            found.append((full, child))
+    return found
+
+
+def _renamed(chain: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    """Names without dots, which no part of a Sequential may have."""
+    return [(name.removeprefix("features.").replace(".", "_"), module) for name, module in chain]
+
+
+def _check_chain(network: nn.Module, trunk: nn.Module, stage: nn.Module, last: str) -> None:
+    """ValueError where the parts called in turn do not give what the network itself computes at its node `last`."""
+    parameter = next(network.parameters())
+    if parameter.is_meta:
+        return
+    image = torch.linspace(-1, 1, 3 * 64 * 64, dtype=parameter.dtype, device=parameter.device).view(1, 3, 64, 64)
+    seen = []
+    hook = network.get_submodule(last).register_forward_hook(lambda module, inputs, output: seen.append(output))
+    try:
+        with _evaluating(network), torch.no_grad():
+            network(image)
+            own = stage(trunk(image))
+    except (RuntimeError, TypeError):
+        own = None
+    finally:
+        hook.remove()
+    if own is None or not torch.equal(own, seen[0]):
+        raise ValueError(
+            f"an ABN calls the parts of {type(network).__name__} up to {last} in turn, but the network's own forward "
+            "does more than that; take another backbone"
+        )
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode inside, and in its own mode again afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def without_stride(stage: nn.Module) -> nn.Module:

@@ -4,7 +4,7 @@ from saol_lib.training.checkpoints import in_training, load_checkpoint
 from saol_lib.training.config import ARMS, RunConfig, finetuning, grid
 from saol_lib.training.files import REPOSITORY, RESULTS, ROOT, resolve, write_json, write_whole
 from saol_lib.training.loop import Busy, Interrupted, NotANumber, evaluate, summarise, train
-from saol_lib.training.profiles import notebook_runs, read_runs, read_yaml, study_configs
+from saol_lib.training.profiles import notebook_runs, read_runs, read_yaml, settings, study_configs
 from saol_lib.training.recipe import batches, load_model, mix_batch, new_model
 from saol_lib.training.runs import (
     OtherData,
@@ -17,7 +17,7 @@ from saol_lib.training.runs import (
     setting,
     started_from,
 )
-from saol_lib.training.study import run_study
+from saol_lib.training.study import run_stages, run_study
 
 __all__ = [
     "ARMS",
@@ -47,9 +47,11 @@ __all__ = [
     "read_yaml",
     "resolve",
     "run_id",
+    "run_stages",
     "run_study",
     "save_run",
     "setting",
+    "settings",
     "started_from",
     "study_configs",
     "summarise",

@@ -300,25 +300,32 @@ def listed(name: str, value: Any, of: Any) -> list:
     return list(value)
 
 
-def finetuning(arms: list, seeds: list[int], *, trained: dict, **values) -> dict[str, list[RunConfig]]:
+def finetuning(
+    arms: list, seeds: list[int], *, trained: dict, continued: dict | None = None, **values
+) -> dict[str, list[RunConfig]]:
     """The stages of notebooks 02 and 03, in the order of training; each starts from networks of the one before.
 
-    "trained": a GAP-FC network a seed, with the settings `trained` (no such stage where `values` have pretrained=True:
-    public weights take its place). "fine-tuned": every arm from that network. "continued" and "enlarged": every arm
+    "trained": a GAP-FC network a seed, with the settings `trained` (no such stage where `values` have pretrained=True
+    or weights: those take its place). "fine-tuned": every arm from that network. "continued" and "enlarged": every arm
     again from its fine-tuned network, as it was and with twice the resolution: the same budget for both. ABN, whose
     map has twice the resolution as it is, is not enlarged.
+    continued: the settings of the last two stages where they differ; its "arms" are the names of the arms that go on,
+    all by default.
     """
     given = any(values.get(name) for name in ("pretrained", "weights", "weights_content"))
     base = [] if given else grid(["gap_fc"], seeds, **(values | trained))
     first = {config.seed: run_id(config.identity()) for config in base}
 
     tuned = [replace(config, start=first.get(config.seed)) for config in grid(arms, seeds, **values)]
-    again = [_continued(config) for config in tuned]
+    changes = dict(continued or {})
+    going_on = changes.pop("arms", None)
+    again = [_continued(config, changes) for config in tuned if going_on is None or config.arm in going_on]
     larger = [replace(config, enlarge=True) for config in again if "abn" not in config.arm]
     return {"trained": base, "fine-tuned": tuned, "continued": again, "enlarged": larger}
 
 
-def _continued(config: RunConfig) -> RunConfig:
-    """The same settings, started from what they have trained."""
+def _continued(config: RunConfig, changes: dict) -> RunConfig:
+    """The same settings but for the changes, started from what they have trained."""
     name = run_id(config.identity())
-    return replace(config, start=name, pretrained=False, weights=None, weights_content=None)
+    values = vars(config) | {"pretrained": False, "weights": None, "weights_content": None}
+    return RunConfig.of(**(values | changes | {"start": name}))

@@ -104,9 +104,17 @@ def _notebook_tables(values: dict) -> list[dict]:
     """A notebook's parameters that are fields of a config, where it names arms; it has others of its own."""
     if not {"arms", "seeds"} <= values.keys():
         return []
+    return [settings(values)]
+
+
+def settings(values: dict) -> dict:
+    """Those of a notebook's parameters that its runs are made of: fields of a config, arms, seeds, stages.
+
+    values: a profile file's, or a notebook's own `globals()`; what else there is, is left out.
+    """
     fields = {field.name for field in dataclasses.fields(RunConfig)}
-    wanted = fields | {"arms", "seeds", "trained"}
-    return [{name: value for name, value in values.items() if name in wanted}]
+    wanted = fields | {"arms", "seeds", "trained", "continued"}
+    return {name: value for name, value in values.items() if name in wanted}
 
 
 def _study_tables(values: dict, where: str) -> list[dict]:

@@ -79,6 +79,28 @@ def run_study(
     return [done[run_id(config.identity())] for config in configs]
 
 
+def run_stages(
+    stages: dict[str, list[RunConfig]],
+    results: str | Path = OWN,
+    executor: Executor | None = None,
+    progress: bool = True,
+) -> dict[str, list[Run]]:
+    """`run_study` of the configs of several stages together: their runs by stage, in the order given.
+
+    Raises RuntimeError that names the runs that failed.
+    """
+    configs = [config for stage in stages.values() for config in stage]
+    runs = run_study(configs, results, executor, progress)
+    failed = [f"{run.id} ({run.error})" for run in runs if run.status != "finished"]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
+
+    found, rest = {}, runs
+    for stage, some in stages.items():
+        found[stage], rest = rest[: len(some)], rest[len(some) :]
+    return found
+
+
 def _by_id(configs: list[RunConfig]) -> dict[str, RunConfig]:
     """Each run once: configs that differ only in where they run have one id. Two data folders for it are refused."""
     found = {}

@@ -141,3 +141,34 @@ def test_bad_input_gets_one_sentence(call, message):
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_a_nested_stage_of_a_timm_network_is_opened():
+    """EfficientNet keeps its stages in one Sequential: the parts in turn are still the network, bit for bit."""
+    pytest.importorskip("timm")
+    model = build_model("timm:tf_efficientnet_lite0", 4, heads=("abn",), seed=0).eval()
+    network = build_model("timm:tf_efficientnet_lite0", 4, heads=("gap",), seed=0).eval()
+    x = images(2, 3, 64, 96)
+    assert torch.equal(model.stage(model.trunk(x)), network.look(x)[1])
+    outputs, found = model.look(x)
+    assert outputs.attention.shape == (2, 1, 4, 6) and found.shape == (2, 1280, 2, 3)
+
+
+def test_a_network_that_does_more_than_its_parts_in_turn_is_refused():
+    class Doubled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3), nn.Linear(8, 5)
+
+        def forward(self, x):
+            return self.fc(self.last(2 * self.first(x)).mean((2, 3)))
+
+    class Wrapped(Doubled):
+        def __init__(self):
+            super().__init__()
+            self.inner = Doubled()
+
+    with pytest.raises(ValueError, match="the network's own forward does more than that"):
+        ABN(Doubled(), ["first", "last"], 5)
+    with pytest.raises(ValueError, match="inner is a Doubled, which does more than call its parts in turn"):
+        ABN(Wrapped(), ["inner.first", "inner.last"], 5)

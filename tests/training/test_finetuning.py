@@ -7,8 +7,10 @@ from torch import nn
 from saol_lib.networks import build_model, enlarge
 from saol_lib.training.config import RunConfig, finetuning
 from saol_lib.training.loop import train
+from saol_lib.training.profiles import settings
 from saol_lib.training.recipe import load_model, new_model
 from saol_lib.training.runs import run_id
+from saol_lib.training.study import run_stages
 
 TINY = {"backbone": "resnet-8-8", "train_images": 100, "epochs": 1, "eval_split": "held_out", "held_out": 100}
 BACKBONES = [
@@ -172,3 +174,33 @@ def test_load_model_does_not_fetch_public_weights_again(base, monkeypatch):
     asked.clear()
     load_model(run, folder)
     assert asked and not any(asked)
+
+
+def test_the_last_stages_can_have_settings_and_arms_of_their_own():
+    arms = ["gap_fc_cutmix", {"arm": "saol_cutmix_ss_sd", "mask_source": "attention"}]
+    stages = finetuning(arms, [0], trained={}, continued={"arms": ["saol_cutmix_ss_sd"], "epochs": 2}, epochs=7)
+    assert [(c.arm, c.epochs) for c in stages["fine-tuned"]] == [("gap_fc_cutmix", 7), ("saol_cutmix_ss_sd", 7)]
+    (again,), (larger,) = stages["continued"], stages["enlarged"]
+    assert (again.arm, again.mask_source, again.epochs, again.enlarge) == ("saol_cutmix_ss_sd", "attention", 2, False)
+    assert again.start == larger.start == run_id(stages["fine-tuned"][1].identity()) and larger.enlarge
+    with pytest.raises(ValueError, match="config key 'epocs' is not known"):
+        finetuning(["saol"], [0], trained={}, continued={"epocs": 2})
+
+
+def test_the_runs_of_stages_come_back_by_stage(tmp_path):
+    stages = finetuning(["gap_fc_cutmix"], [0], trained={}, **TINY)
+    runs = run_stages(stages, tmp_path, progress=False)
+    assert {stage: [run.id for run in some] for stage, some in runs.items()} == {
+        stage: [run_id(config.identity()) for config in some] for stage, some in stages.items()
+    }
+
+
+def test_a_failed_run_of_a_stage_is_named(tmp_path):
+    stages = finetuning(["gap_fc"], [0], trained={}, **TINY | {"batch_size": 300})
+    with pytest.raises(RuntimeError, match=r"4 of 4 runs failed: gap_fc-s0-.*batch_size=300 is more than the 100"):
+        run_stages(stages, tmp_path, progress=False)
+
+
+def test_a_notebooks_parameters_become_settings():
+    values = {"profile": "quick", "results": "r", "arms": ["saol"], "seeds": [0], "trained": {}, "lr": 0.1, "x": 1}
+    assert settings(values) == {"arms": ["saol"], "seeds": [0], "trained": {}, "lr": 0.1}
