@@ -22,8 +22,8 @@ from saol_lib.explorer.shipped import load_shipped
 NOTEBOOKS = Path(__file__).parent
 FILM = NOTEBOOKS / "explorer.webp"
 HOST = "127.0.0.1"
-VIEW = {"width": 1280, "height": 1100}  # so that nothing has to be scrolled
-HEIGHT = 500  # pixels of the page that are filmed
+VIEW = {"width": 1440, "height": 1100}  # so that nothing has to be scrolled
+HEIGHT = 470  # pixels of the page that are filmed
 WIDTH = 960  # pixels of a frame
 SIDE = 32  # pixels of the scene's pictures
 MARGIN = 8  # pixels left of the picture
