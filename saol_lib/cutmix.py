@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from saol_lib.layers import at_least_float32, check_choice
+from saol_lib.layers import at_least_float32
+from saol_lib.options import check_choice
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 SCHEDULES = ("paired", "sample", "batch")

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saol_lib.cutmix import Mixed, check_targets, mixed_rows
-from saol_lib.layers import Outputs, at_least_float32, changed, check_choice, check_options, option, resize_map
+from saol_lib.layers import Outputs, at_least_float32, resize_map
+from saol_lib.options import changed, check_choice, check_options, option
 
 DIRECTIONS = ("source_to_mixed", "mixed_to_source")
 TEACHERS = ("constant", "trained")
@@ -32,7 +33,7 @@ SPATIAL = ("ss1", "ss2")  # the terms over the mixed samples
 
 @dataclass(frozen=True)
 class LossOptions:
-    """What `total_loss` can be told: weights, and what the paper leaves open (METHOD, section 4). Else ValueError."""
+    """What `total_loss` can be told: weights, and what the paper leaves open (notebook 00). Else ValueError."""
 
     beta: float = option(0.5, low=0)  # of the cross-entropy inside L_SD
     sl_weight: float = option(1.0, low=0)

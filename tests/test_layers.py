@@ -12,17 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from saol_lib.layers import (
-    GAPFC,
-    SAOL,
-    SaolOptions,
-    aggregate,
-    attention_log_probs,
-    check_choice,
-    check_options,
-    option,
-    resize_map,
-)
+from saol_lib.layers import GAPFC, SAOL, SaolOptions, aggregate, attention_log_probs, resize_map
+from saol_lib.options import check_choice, check_options, option
 
 CHANNELS, CLASSES = (2, 4, 3), 3
 OPTIONS = {

@@ -27,7 +27,7 @@ PACKAGE = ROOT / "saol_lib"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Imports run one way: a room imports from rooms that stand before it. The method's own files have an order too.
-METHOD = ["layers", "streams", "cutmix", "losses", "finding", "attach"]
+METHOD = ["options", "layers", "streams", "cutmix", "losses", "finding", "attach"]
 ROOMS = ["method", "networks", "data", "training", "localization", "evidence", "explorer"]
 BARE = {"torch", "torchvision"}  # all that the method may import
 

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saol_lib.layers import Outputs, check_choice
+from saol_lib.layers import Outputs
+from saol_lib.options import check_choice
 
 METHODS = ("saol", "saol_log", "attention", "spatial", "mask", "cam", "grad_cam", "abn")
 GAP_METHODS = ("cam", "grad_cam", "abn")  # those whose classes are ranked by the GAP-FC layer

@@ -9,9 +9,9 @@ from torch import Generator, Tensor, nn
 
 from saol_lib.cutmix import Mixed, paste
 from saol_lib.data import Batches, Split
-from saol_lib.layers import check_choice
 from saol_lib.localization.attention import area_share, mass_inside
 from saol_lib.localization.maps import look, raw_maps
+from saol_lib.options import check_choice
 
 if TYPE_CHECKING:
     import pandas as pd  # half a second, which only the tables cost

@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from saol_lib.layers import Outputs, check_choice
+from saol_lib.layers import Outputs
 from saol_lib.localization.accuracy import GRID, BoxAccuracy, BoxMeter
 from saol_lib.localization.attention import area_share, attention_entropy, largest_cell, mass_inside
 from saol_lib.localization.boxes import (
@@ -20,6 +20,7 @@ from saol_lib.localization.boxes import (
     true_boxes,
 )
 from saol_lib.localization.maps import GAP_METHODS, METHODS, check_classes, resized_maps, stretch
+from saol_lib.options import check_choice
 
 
 def largest_box(score_map: Tensor, threshold: float) -> tuple[int, int, int, int] | None:

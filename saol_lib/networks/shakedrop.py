@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from saol_lib.layers import check_choice
+from saol_lib.options import check_choice
 
 GRANULARITIES = ("sample", "batch")
 

@@ -12,9 +12,10 @@ from torch import nn
 
 from saol_lib.cutmix import SCHEDULES
 from saol_lib.data import CLASSES, FOLDERS, NAMES, SIZES, SPLITS
-from saol_lib.layers import SaolOptions, check_options, nearest, option
+from saol_lib.layers import SaolOptions
 from saol_lib.losses import LossOptions
 from saol_lib.networks import build_backbone, check_backbone, find_weights, weights_fingerprint
+from saol_lib.options import check_options, nearest, option
 from saol_lib.training.runs import run_id
 
 

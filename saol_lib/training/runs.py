@@ -17,7 +17,7 @@ from saol_lib.data import load
 from saol_lib.training import files
 from saol_lib.training.files import LIBRARY, RESULTS, ROOT, make_folder, resolve, write_json, write_whole  # noqa: F401
 
-METHOD = ("layers.py", "cutmix.py", "losses.py", "attach.py", "finding.py", "streams.py")
+METHOD = ("options.py", "layers.py", "cutmix.py", "losses.py", "attach.py", "finding.py", "streams.py")
 COMPUTING = (*METHOD, "networks", "data", "training")
 PACKAGES = ("torch", "torchvision", "pytorchcv", "numpy", "scikit-learn", "pillow")
 LATER = {  # config fields that came after the first published runs: at these values they are not part of an id
