@@ -23,10 +23,9 @@ NOTEBOOKS = Path(__file__).parent
 FILM = NOTEBOOKS / "explorer.webp"
 HOST = "127.0.0.1"
 VIEW = {"width": 1440, "height": 1100}  # so that nothing has to be scrolled
-HEIGHT = 470  # pixels of the page that are filmed
 WIDTH = 960  # pixels of a frame
 SIDE = 32  # pixels of the scene's pictures
-MARGIN = 8  # pixels left of the picture
+MARGIN = 4  # pixels around the picture
 WAIT = 500  # milliseconds before a frame is taken
 MAX_BYTES = 2_000_000
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
@@ -69,10 +68,14 @@ def connect(page, address, attempts=300):
 def frame(page):
     """The picture with the patch and what both layers say, once the last request had time to be answered."""
     page.wait_for_timeout(WAIT)
-    scene = page.locator(".scene").bounding_box()
+    stage = page.locator(".saol-stage").bounding_box()
     whole = page.locator(".saol").first.bounding_box()
-    left, top = scene["x"] - MARGIN, scene["y"]
-    part = {"x": left, "y": top, "width": whole["x"] + whole["width"] - left, "height": HEIGHT}
+    part = {
+        "x": stage["x"] - MARGIN,
+        "y": stage["y"] - MARGIN,
+        "width": whole["x"] + whole["width"] - stage["x"] + MARGIN,
+        "height": stage["height"] + 2 * MARGIN,
+    }
 
     image = Image.open(io.BytesIO(page.screenshot(clip=part))).convert("RGB")
     return image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)

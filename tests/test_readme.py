@@ -1,5 +1,6 @@
 """README keeps its word: its blocks come from files, its commands exist, its code runs, its links lead somewhere."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -28,7 +29,7 @@ def blocks(language, text=PROSE):
 def commands():
     """Every line of the pages' shell blocks, and every `make ...` in their prose, without comments."""
     for page in PAGES:
-        text = (ROOT / page).read_text()
+        text = (ROOT / page).read_text().replace("\\\n", "")
         lines = "\n".join(blocks("sh", text)).splitlines() + re.findall(r"`(make [^`\n]*)`", text)
         for line in lines:
             words = shlex.split(line, comments=True)
@@ -108,6 +109,18 @@ def test_the_study_runs_behind_its_guard(monkeypatch):
     exec(code, {"__name__": "__main__"})
     ((configs, results),) = asked
     assert len(set(configs)) == 4 and results == "results/mine"
+
+
+def test_lab_opens_on_the_start_page_and_reaches_the_results():
+    told = subprocess.run(["make", "-n", "lab", f"VENV={sys.prefix}"], cwd=ROOT, capture_output=True, text=True)
+    (root,) = re.findall(r'root_dir="([^"]+)"', told.stdout)
+    (start,) = re.findall(r"default_url=/lab/tree/(\S+)", told.stdout)
+    assert (Path(root) / start).is_file() and (Path(root) / "results").is_dir()
+
+    (settings,) = re.findall(r'app_settings_dir="([^"]+)"', told.stdout)
+    overrides = json.loads((Path(settings) / "overrides.json").read_text())
+    viewers = overrides["@jupyterlab/docmanager-extension:plugin"]["defaultViewers"]
+    assert viewers == {"markdown": "Markdown Preview"}, "the start page is shown, not its source"
 
 
 def test_no_block_of_code_is_forgotten():
