@@ -13,6 +13,7 @@ import torch
 
 import saol_lib
 from saol_lib import Outputs
+from saol_lib.evidence.readme import Judged, render
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "notebooks/README.md", "notebooks/profiles/README.md"]
@@ -45,6 +46,14 @@ def test_generated_blocks_are_up_to_date():
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert set(GENERATED.findall(TEXT)) == {"verdicts", "claims", "example", "systems", "bibtex"}
+
+
+def test_what_is_deleted_from_the_blocks_comes_back_byte_by_byte():
+    judged = Judged(ROOT / "results")
+    emptied = GENERATED.sub(r"<!-- \1:begin --><!-- \1:end -->", TEXT)
+    assert len(emptied) < len(TEXT) and render(emptied, judged) == TEXT
+    with pytest.raises(ValueError, match="no <!-- systems:begin -->"):
+        render(TEXT.replace("<!-- systems:begin -->", ""), judged)
 
 
 def test_the_example_is_quoted_as_it_is_run():
