@@ -3,11 +3,16 @@
 from importlib import import_module
 
 _HOME = {
+    "ablations": ("Ablations", "finished", "planned", "progress"),
+    "benchmark": ("Benchmark",),
     "checks": ("CheckFailed", "check"),
+    "gallery": ("attention_in_boxes", "attention_pictures", "evaluated_on"),
+    "parameters": ("configs_of",),
+    "report": ("show",),
     "statistics": ("Comparison", "compare"),
     "claims": ("load_claims", "verdicts"),
     "result_box": ("ResultBox",),
-    "tables": ("ARMS_IN_WORDS", "paired", "summary"),
+    "tables": ("ARMS_IN_WORDS", "above_chance", "accuracies", "caveat", "faults", "lead", "paired", "summary"),
 }
 __all__ = sorted(name for names in _HOME.values() for name in names)
 

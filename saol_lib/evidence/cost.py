@@ -13,7 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.io import write_jpeg
+from torchvision.transforms import v2
 
+from saol_lib.data import Stream, load
 from saol_lib.training.config import RunConfig
 from saol_lib.training.loop import Trainer, evaluate
 from saol_lib.training.workers import worker_context
@@ -214,3 +219,38 @@ def worker_speedup(config: RunConfig, workers: int = 2, seconds: float = 10.0) -
 def _at_once(pool: ProcessPoolExecutor, count: int, config: RunConfig, seconds: float) -> list[float]:
     futures = [pool.submit(images_per_second, config, seconds) for _ in range(count)]
     return [future.result() for future in futures]
+
+
+# --- files that are decoded -------------------------------------------------------------------------------------------
+
+
+def write_image_tree(root: Path, images: int, side: int, classes: int = 2) -> None:
+    """JPEG pictures of `side` pixels, train/<class>/ and val/<class>/, `images` in each: smooth noise, seeded."""
+    generator = torch.Generator().manual_seed(0)
+    for part in ("train", "val"):
+        for number in range(images):
+            folder = root / part / f"class{number % classes}"
+            folder.mkdir(parents=True, exist_ok=True)
+            coarse = torch.rand(1, 3, 12, 12, generator=generator)
+            smooth = F.interpolate(coarse, (side, side), mode="bilinear")[0]
+            write_jpeg((255 * smooth).byte(), str(folder / f"{number:05d}.jpg"))
+
+
+def streaming_passes(root: Path, workers: int = 0, batch_size: int = 32, side: int = 224) -> Functions:
+    """A training pass over an image tree by our `Stream`, and by a bare DataLoader on torchvision's ImageFolder.
+
+    Both decode, crop at random, resize, mirror and batch; each returns how many images it gave.
+    """
+    files = load("imagenet", str(root), image_size=side).train
+    stream = Stream(files, torch.device("cpu"), workers)
+    steps = [v2.PILToTensor(), v2.RandomResizedCrop(side, antialias=True), v2.RandomHorizontalFlip()]
+    folder = ImageFolder(str(root / "train"), transform=v2.Compose(steps))
+    loader = DataLoader(folder, batch_size, shuffle=True, num_workers=workers, drop_last=True)
+
+    def streamed() -> int:
+        return sum(len(labels) for _, labels in stream.epoch(batch_size, 0, 0))
+
+    def bare() -> int:
+        return sum(len(labels) for _, labels in loader)
+
+    return {"Stream": streamed, "bare DataLoader": bare}

@@ -11,10 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from saol_lib.evidence import figures, readme
-from saol_lib.evidence.tables import effects_table, glossary
+from saol_lib.evidence.tables import NOT_RUN, effects_table, glossary
 from saol_lib.training.runs import RESULTS, ROOT, Run, load_runs, write_whole
 
-NOT_RUN = "*Not run yet.*"
 MAIN = "resnet-8"  # the study's main family
 STEPS = (("gap_fc", "GAP-FC"), ("saol_sd", "GAP-FC"), ("saol_sd", "SAOL"), ("saol", "SAOL"))
 _MATH = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\w)", re.DOTALL)

@@ -164,6 +164,69 @@ def summary(runs: Sequence[Run]) -> str:
     return "Arms: mean top-1 of the last epoch, percent\n" + table.to_string(index=False, na_rep="-")
 
 
+# --- what notebooks show ----------------------------------------------------------------------------------------------
+
+NOT_RUN = "*Not run yet.*"
+
+
+def accuracies(table: pd.DataFrame) -> pd.DataFrame | str:
+    """What `paired` gave, a row an arm and output layer: means over the seeds, and each seed's distance to GAP-FC.
+
+    Percent and percentage points. `spread` is the standard deviation between seeds; `best` the best evaluated epoch,
+    chosen on the images that it is measured on. NOT_RUN where there is no run.
+    """
+    if table.empty:
+        return NOT_RUN
+    named = table.assign(family=table.family + table.variant.map(lambda words: f" ({words})" if words else ""))
+    rows = []
+    for key, part in named.groupby(["regime", "family", "layer"], sort=False):
+        part = part.sort_values("seed")
+        is_baseline = part.arm.iloc[0] in ("gap_fc", "gap_fc_cutmix")
+        gains = part.delta.dropna() if not is_baseline else part.delta[:0]
+        each = ", ".join(f"{gain:+.1f}" for gain in gains) or "–"
+        rows.append((*key, part.top1.mean(), part.top1.std(), gains.mean(), each, part.best.mean()))
+
+    names = ["", "trained as", "layer read"]
+    columns = ["top-1", "spread", "above GAP-FC", "each seed", "best epoch"]
+    told = pd.DataFrame(rows, columns=[*names, *columns]).set_index(names).round(1)
+    return told.astype(object).fillna("–")
+
+
+def lead(table: pd.DataFrame, family: str, layer: str) -> str:
+    """How far a family's output layer is above GAP-FC, in words: "+14.9 points without CutMix (2 of 2 seeds above)".
+
+    table: what `paired` gave; family and layer as FAMILIES and LAYERS name them.
+    """
+    part = table[(table.family == family) & (table.layer == layer) & (table.variant == "")].dropna(subset="delta")
+    told = []
+    for regime, gains in part.groupby("regime", sort=False).delta:
+        above = int((gains > 0).sum())
+        told.append(f"{gains.mean():+.1f} points {regime} ({above} of {len(gains)} seeds above)")
+    return ", ".join(told) or "not run yet"
+
+
+def caveat(table: pd.DataFrame) -> str:
+    """What so many seeds can decide, in a sentence: fewer than six are a demonstration."""
+    if table.empty:
+        return "Nothing has run yet."
+    seeds = table.seed.nunique()
+    if seeds < 6:
+        return f"Few seeds ({seeds}): a demonstration, which decides nothing."
+    return f"{seeds} paired seeds an arm; notebook 07 has the verdicts."
+
+
+def faults(runs: Sequence[Run]) -> list[str]:
+    """A sentence for each run that failed."""
+    return [f"{run.id} failed: {run.error}" for run in runs if run.status != "finished"]
+
+
+def above_chance(classes: int, images: int, times: float = 1.0) -> float:
+    """The least top-1 (percent) of a network that learned: `times` chance, and five binomial errors above that."""
+    chance = 1 / classes
+    error = (chance * (1 - chance) / images) ** 0.5
+    return 100 * (times * chance + 5 * error)
+
+
 # --- Markdown ---------------------------------------------------------------------------------------------------------
 
 

@@ -57,3 +57,10 @@ def test_a_step_is_a_training_step_and_evaluation_sees_every_image():
     for step in steps.values():
         step()
     assert set(cost.evaluations(config)) == {"evaluate", "bare inference"}
+
+
+def test_both_ways_of_streaming_give_every_full_batch_of_the_tree(tmp_path):
+    cost.write_image_tree(tmp_path, images=10, side=40)
+    assert len(list(tmp_path.glob("train/*/*.jpg"))) == len(list(tmp_path.glob("val/*/*.jpg"))) == 10
+    passes = cost.streaming_passes(tmp_path, batch_size=4, side=32)
+    assert {name: run() for name, run in passes.items()} == {"Stream": 8, "bare DataLoader": 8}

@@ -8,7 +8,20 @@ from made_runs import gap, make
 from saol_lib.evidence.claims import Claim, Found, Plan, Side
 from saol_lib.evidence.claims import Test as ClaimTest
 from saol_lib.evidence.statistics import describe
-from saol_lib.evidence.tables import ARMS_IN_WORDS, VARIANTS, effects_table, glossary, paired, runs_tables, summary
+from saol_lib.evidence.tables import (
+    ARMS_IN_WORDS,
+    VARIANTS,
+    above_chance,
+    accuracies,
+    caveat,
+    effects_table,
+    faults,
+    glossary,
+    lead,
+    paired,
+    runs_tables,
+    summary,
+)
 from saol_lib.training.config import ARMS, RunConfig
 from saol_lib.training.runs import save_run
 
@@ -97,3 +110,37 @@ def test_effects_are_told_in_the_direction_claimed():
     assert (table.low < table["mean"]).all() and table.smallest.tolist() == [0.5, 0.5]
     assert table.n.tolist() == [3, 3] and table.planned.tolist() == [3, 8]
     assert effects_table([claim._replace(margin=1.0)], {"C": found}).smallest.tolist() == [-1.0, -1.0]
+
+
+# --- what notebooks show ----------------------------------------------------------------------------------------------
+
+
+def test_accuracies_are_means_with_each_seeds_distance_to_its_own_gap_fc():
+    runs = gap([70.0, 71.0]) + make([72.0, 75.0]) + make([60.0, 61.0], blocks=1)
+    table = accuracies(paired(runs))
+    row = table.loc[("without CutMix", "SAOL", "SAOL")]
+    assert row["top-1"] == 73.5 and row["above GAP-FC"] == 3.0 and row["each seed"] == "+2.0, +4.0"
+    assert row["best epoch"] == 74.5 and row.spread == 2.1
+    assert table.loc[("without CutMix", "GAP-FC", "GAP-FC"), "each seed"] == "–"
+    assert ("without CutMix", "SAOL (blocks 1)", "SAOL") in table.index
+    assert accuracies(paired([])) == "*Not run yet.*"
+
+
+def test_a_lead_is_told_for_each_regime():
+    runs = gap([70.0, 71.0]) + make([72.0, 70.0]) + make([50.0], "gap_fc_cutmix", "top1_gap_last")
+    table = paired(runs + make([49.0], "saol_cutmix"))
+    told = lead(table, "SAOL", "SAOL")
+    assert told == "+0.5 points without CutMix (1 of 2 seeds above), -1.0 points with CutMix (0 of 1 seeds above)"
+    assert lead(table, "ABN", "GAP-FC") == "not run yet"
+
+
+def test_few_seeds_are_called_a_demonstration():
+    assert caveat(paired([])) == "Nothing has run yet."
+    assert "decides nothing" in caveat(paired(gap([70.0] * 5)))
+    assert caveat(paired(gap([70.0] * 6))).startswith("6 paired seeds")
+
+
+def test_failed_runs_and_chance():
+    assert faults(make([1.0])) == [] and "failed" in faults(make([1.0], status="failed"))[0]
+    assert above_chance(10, 900) == pytest.approx(15.0)
+    assert above_chance(10, 900, times=3) == pytest.approx(35.0)

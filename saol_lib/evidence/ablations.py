@@ -1,0 +1,244 @@
+"""Which part of SAOL does what: steps that turn one part, compared seed by seed; and what a study planned."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from saol_lib.evidence import figures
+from saol_lib.evidence.statistics import LEVEL, Comparison, compare, seeds_to_decide
+from saol_lib.evidence.tables import FAMILIES, LAYERS, NOT_RUN, REGIMES, VARIANTS
+from saol_lib.training.config import ARMS, RunConfig
+from saol_lib.training.files import ROOT
+from saol_lib.training.profiles import read_runs
+from saol_lib.training.runs import Run, load_finished, resolve, run_id, setting
+
+OPTIONS = (*(name for name in VARIANTS if name != "lr"), "cutmix_schedule")  # what a step may turn
+
+
+class Side(NamedTuple):
+    """Runs of one arm, read at one output layer; `changes`: options that are not as most runs have them.
+
+    A tuple of values stands for any one of them.
+    """
+
+    arm: str
+    layer: str = "saol"
+    changes: Mapping = MappingProxyType({})
+
+
+class Step(NamedTuple):
+    """What is compared: a - b. `claim` is the id of the claim that it belongs to, or empty."""
+
+    name: str
+    claim: str
+    a: Side
+    b: Side
+
+
+FULL = "saol_cutmix_ss_sd"
+NARROW = {"logit_width": 10}  # as wide as CIFAR-10 has classes
+WIDE = {"logit_width": (None, 40)}  # None is max(K, 40)
+BRANCH, ATTENTION = {"mask_source": "branch"}, {"mask_source": "attention"}
+STEPS = (
+    Step("SAOL − GAP-FC", "C1", Side("saol"), Side("gap_fc", "gap")),
+    Step("SAOL − GAP-FC, both with CutMix", "C4", Side("saol_cutmix"), Side("gap_fc_cutmix", "gap")),
+    Step("GAP-FC taught by SAOL − GAP-FC", "C3", Side("saol_sd", "gap"), Side("gap_fc", "gap")),
+    Step("three blocks − one", "C8", Side("saol"), Side("saol", "saol", {"blocks": 1})),
+    Step("three blocks − two", "C8", Side("saol"), Side("saol", "saol", {"blocks": 2})),
+    Step("CutMix on GAP-FC: the control", "", Side("gap_fc_cutmix", "gap"), Side("gap_fc", "gap")),
+    Step("CutMix on SAOL", "C9", Side("saol_cutmix"), Side("saol")),
+    Step("+ L_SS1, by a branch", "C10", Side("saol_cutmix_ss1", "saol", BRANCH), Side("saol_cutmix")),
+    Step("+ L_SS1, by the attention", "C10", Side("saol_cutmix_ss1", "saol", ATTENTION), Side("saol_cutmix")),
+    Step("+ L_SS2", "C10", Side("saol_cutmix_ss2"), Side("saol_cutmix")),
+    Step("+ both, by a branch", "C10", Side("saol_cutmix_ss", "saol", BRANCH), Side("saol_cutmix")),
+    Step("+ both, by the attention", "C10", Side("saol_cutmix_ss", "saol", ATTENTION), Side("saol_cutmix")),
+    Step("+ L_SD beside both", "", Side(FULL), Side("saol_cutmix_ss")),
+    Step("L_SD − plain CE, SAOL read", "C11", Side("saol_sd"), Side("saol_ce")),
+    Step("L_SD − plain CE, GAP-FC read", "C11", Side("saol_sd", "gap"), Side("saol_ce", "gap")),
+    Step("plain CE − GAP-FC, SAOL read", "C11", Side("saol_ce"), Side("gap_fc", "gap")),
+    Step("plain CE − GAP-FC, GAP-FC read", "C11", Side("saol_ce", "gap"), Side("gap_fc", "gap")),
+    Step("branches 40 − K = 10 wide", "", Side("saol", "saol", WIDE), Side("saol", "saol", NARROW)),
+    Step("class softmax per image − per position", "", Side("saol", "saol", {"class_softmax": "image"}), Side("saol")),
+    Step("kernels 1x1 − 3x3", "", Side("saol", "saol", {"kernel_size": 1}), Side("saol")),
+    Step("L_SS2 turned round", "", Side(FULL, "saol", {"ss2_direction": "mixed_to_source"}), Side(FULL)),
+    Step("teacher trained − constant", "", Side(FULL, "saol", {"teacher": "trained"}), Side(FULL)),
+    Step("CutMix per batch − paired", "", Side(FULL, "saol", {"cutmix_schedule": "batch"}), Side(FULL)),
+)
+
+
+class Ablations:
+    """Every one of `steps` whose runs are there, seed by seed; the runs share everything but arm and OPTIONS."""
+
+    def __init__(self, runs: Sequence[Run], steps: Sequence[Step] = STEPS) -> None:
+        self.found: dict[str, Comparison] = {}
+        self.missing: list[str] = []
+        self.claims = {step.name: step.claim for step in steps}
+        usual = _usual(runs)
+        for step in steps:
+            comparison = _compared(step, runs, usual)
+            if comparison is None:
+                self.missing.append(step.name)
+            else:
+                self.found[step.name] = comparison
+
+    def table(self) -> pd.DataFrame | str:
+        """A row a step, in percentage points: mean difference, its 95 % interval, pairs, and each seed's difference."""
+        if not self.found:
+            return NOT_RUN
+        rows = []
+        for name, found in self.found.items():
+            interval = f"{found.low:+.1f} to {found.high:+.1f}" if found.n > 1 else "–"
+            each = ", ".join(f"{value:+.1f}" for value in found.differences)
+            rows.append((name, self.claims[name] or "–", f"{found.mean:+.2f}", interval, found.n, each))
+        columns = ["step", "claim", "mean", "95 % interval", "pairs", "each seed"]
+        return pd.DataFrame(rows, columns=columns).set_index("step")
+
+    def figure(self) -> Figure | str:
+        """A row a step, a dot a seed, a bar for the mean."""
+        if not self.found:
+            return NOT_RUN
+        differences = {name: dict(zip(c.seeds, c.differences, strict=True)) for name, c in self.found.items()}
+        return figures.effects(pd.DataFrame(differences).T)
+
+    def not_run(self) -> str:
+        """The steps that have no runs here."""
+        return f"Not run here: {'; '.join(self.missing)}." if self.missing else "Every step has run."
+
+    @property
+    def spread(self) -> float | None:
+        """The pooled standard deviation of a paired difference, points; None where no step has two pairs."""
+        squares = [(c.spread**2, c.n - 1) for c in self.found.values() if c.n > 1]
+        if not squares:
+            return None
+        degrees = sum(degree for _, degree in squares)
+        return (sum(square * degree for square, degree in squares) / degrees) ** 0.5
+
+    def noise(self) -> str:
+        """The spread in words."""
+        if self.spread is None:
+            return "not known, no step has two seeds"
+        return f"between seeds, a paired difference of two runs has a standard deviation of {self.spread:.1f} points"
+
+    def seeds_needed(self, effects: Sequence[float] = (0.5, 1.0, 2.0)) -> pd.DataFrame | str:
+        """How many paired seeds tell 0 from an effect (points), at the pooled spread of a difference."""
+        if self.spread is None:
+            return NOT_RUN
+        rows = [(effect, seeds_to_decide(self.spread, effect, LEVEL)) for effect in effects]
+        table = pd.DataFrame(rows, columns=["effect (points)", "paired seeds"])
+        return table.set_index("effect (points)")
+
+    def in_words(self, *names: str) -> str:
+        """Some steps as one line; those that have not run are left out."""
+        told = [f"{name}: {self.found[name].mean:+.1f}" for name in names if name in self.found]
+        return "; ".join(told) or "not run yet"
+
+
+def _usual(runs: Sequence[Run]) -> dict:
+    """The value of each option that most of the runs with a SAOL have."""
+    values = {}
+    for name in OPTIONS:
+        counts = Counter(_option(run, name) for run in runs if "saol" in ARMS[run.config["arm"]].heads)
+        values[name] = counts.most_common(1)[0][0] if counts else getattr(RunConfig, name)
+    return values
+
+
+def _option(run: Run, name: str) -> object:
+    return run.config.get(name, getattr(RunConfig, name))
+
+
+def _compared(step: Step, runs: Sequence[Run], usual: Mapping) -> Comparison | None:
+    """a - b over the seeds that both have; None where they share none, or where a and b are the same runs."""
+    a = _of_side(step.a, runs, usual)
+    b = _of_side(step.b, runs, usual)
+    shared = {run.config["seed"] for run in a} & {run.config["seed"] for run in b}
+    a, b = ([run for run in side if run.config["seed"] in shared] for side in (a, b))
+    if not shared or (a == b and step.a.layer == step.b.layer):
+        return None
+    return compare(a, b, _metric(step.a), _metric(step.b), varies=("lr", *OPTIONS))
+
+
+def _metric(side: Side) -> str:
+    return f"top1_{side.layer}_last"
+
+
+def _of_side(side: Side, runs: Sequence[Run], usual: Mapping) -> list[Run]:
+    """The runs of a side; a layer without SAOL does not see the layer's options."""
+    found = []
+    for run in runs:
+        if run.config["arm"] == side.arm and _fits(run, side, usual):
+            found.append(run)
+    return found
+
+
+def _fits(run: Run, side: Side, usual: Mapping) -> bool:
+    seen = OPTIONS if "saol" in ARMS[side.arm].heads else ("cutmix_schedule",)
+    for name in seen:
+        wanted = side.changes.get(name, usual[name])
+        choices = wanted if isinstance(wanted, tuple) else (wanted,)
+        if _option(run, name) not in choices:
+            return False
+    return True
+
+
+# --- what a study planned ---------------------------------------------------------------------------------------------
+
+
+def planned(profile: str | None, name: str = "study") -> tuple[list[RunConfig], str]:
+    """The runs that notebooks/profiles/<profile>/<name>.yaml names, and their folder; none where there is no file."""
+    path = ROOT / "notebooks" / "profiles" / str(profile) / f"{name}.yaml"
+    return read_runs(path) if path.exists() else ([], "")
+
+
+def finished(profile: str, name: str = "study") -> list[Run]:
+    """Those of the `planned` runs that are finished; their data are not looked at."""
+    configs, results = planned(profile, name)
+    runs = [load_finished(resolve(results), run_id(config.identity())) for config in configs]
+    return [run for run in runs if run is not None]
+
+
+def progress(configs: Sequence[RunConfig], results: str | Path) -> pd.DataFrame | str:
+    """Mean top-1 (percent) of what is finished of planned runs: a row a setting, a column an arm and output layer.
+
+    A setting is named by the fields in which it differs from another. `CutMix gains`: GAP-FC with CutMix minus GAP-FC,
+    points, over the seeds that both have. Cells of runs that are not finished say so.
+    """
+    if not configs:
+        return "*No further runs belong to this profile.*"
+    rows = [_progress_row(config, resolve(results)) for config in configs]
+    told = pd.DataFrame([setting(config.identity()) for config in configs]).drop(columns=["arm", "seed"])
+    varying = [name for name in told if told[name].astype(str).nunique() > 1] or ["dataset"]
+    table = pd.concat([told[varying].astype(str), pd.DataFrame(rows)], axis=1)
+
+    lines = {}
+    for key, part in table.groupby(varying, sort=False):
+        lines[key] = _progress_line(part)
+    index = pd.MultiIndex.from_tuples(lines, names=varying)
+    return pd.DataFrame(list(lines.values()), index=index).fillna("–")
+
+
+def _progress_row(config: RunConfig, results: Path) -> dict:
+    run = load_finished(results, run_id(config.identity()))
+    metrics = run.metrics if run else {}
+    scores = {layer: metrics.get(f"top1_{layer}_last") for layer in LAYERS}
+    return {"arm": config.arm, "seed": config.seed, "finished": run is not None} | scores
+
+
+def _progress_line(part: pd.DataFrame) -> dict:
+    line = {"runs": f"{int(part.finished.sum())} of {len(part)}"}
+    for arm, own in part.groupby("arm", sort=False):
+        name = FAMILIES[arm.replace("_cutmix", "")] + (f" {REGIMES[1]}" if "cutmix" in arm else "")
+        for layer, label in LAYERS.items():
+            if layer in ARMS[arm].heads:
+                scores = own[layer].dropna().astype(float)
+                line[f"{name}, {label}"] = f"{scores.mean():.1f}" if len(scores) else "not run yet"
+
+    by_arm = part.set_index(["arm", "seed"]).gap
+    if {"gap_fc", "gap_fc_cutmix"} <= set(part.arm):
+        gains = (by_arm["gap_fc_cutmix"] - by_arm["gap_fc"]).dropna().astype(float)
+        line["CutMix gains"] = f"{gains.mean():+.1f}" if len(gains) else "not run yet"
+    return line

@@ -1,0 +1,104 @@
+"""Where trained networks look: pictures chosen by rule, their attention, and how much of it lies in the boxes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from IPython.display import Image
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from saol_lib.data import Dataset, Split, select
+from saol_lib.evidence.figures import attention_grid, save
+from saol_lib.localization import area_share, mass_inside
+from saol_lib.training.config import ARMS, RunConfig
+from saol_lib.training.recipe import batches, load_model
+from saol_lib.training.runs import Run, resolve
+
+NO_WEIGHTS = "*Weights are not in git: no network of these runs is here, and no picture of its attention was saved.*"
+
+
+def evaluated_on(config: RunConfig, dataset: Dataset) -> Split:
+    """The images that a run of this configuration is evaluated on."""
+    _, evaluation = select(dataset, config.eval_split, config.train_images, config.held_out)
+    return evaluation
+
+
+def first_of_each_class(labels: Tensor, most: int = 10) -> Tensor:
+    """The rule for pictures: the index of the first image of each class, in the order of the classes."""
+    firsts = []
+    for label in labels.unique()[:most]:
+        places = (labels == label).nonzero()[:, 0]
+        firsts.append(places[0])
+    return torch.stack(firsts)
+
+
+def attentive_here(runs: Sequence[Run], results: str | Path) -> list[Run]:
+    """The runs with a SAOL whose weights lie beside them, as checkpoints."""
+    checkpoints = resolve(results) / "checkpoints"
+    here = []
+    for run in runs:
+        has_saol = "saol" in ARMS[run.config["arm"]].heads
+        if has_saol and any((checkpoints / run.id).glob("*.safetensors")):
+            here.append(run)
+    return here
+
+
+def attention_pictures(runs: Sequence[Run], results: str | Path, dataset: Dataset, name: str) -> Figure | Image | str:
+    """Attention of the first network that is here over `first_of_each_class`, saved as the figure `name`.
+
+    Without weights the figure that was saved before; without that a sentence.
+    """
+    here = attentive_here(runs, results)
+    saved = resolve(results) / "figures" / f"{name}.png"
+    if not here:
+        return Image(data=saved.read_bytes()) if saved.exists() else NO_WEIGHTS
+
+    config = RunConfig.of(**here[0].config)
+    evaluation = evaluated_on(config, dataset)
+    _, pixels = batches(config, dataset, torch.device("cpu"))
+    index = first_of_each_class(evaluation.labels)
+    images = evaluation.pictures(index)
+    with torch.inference_mode():
+        outputs = load_model(here[0], results, "cpu")(pixels.normalise(images))
+
+    boxes = None if evaluation.boxes is None else evaluation.boxes[index]
+    titles = [dataset.classes[label] for label in evaluation.labels[index]]
+    figure = attention_grid(images, outputs.attention, boxes, titles)
+    save(figure, results, name)
+    return figure
+
+
+def attention_in_boxes(runs: Sequence[Run], results: str | Path, dataset: Dataset) -> pd.DataFrame | str:
+    """A row an arm, means over its seeds: the share of the attention in the true box, and of the image that it covers.
+
+    Both in percent, with the shares of each seed; a sentence where there are no boxes, or no weights.
+    """
+    here = attentive_here(runs, results)
+    if not here:
+        return NO_WEIGHTS
+    evaluation = evaluated_on(RunConfig.of(**here[0].config), dataset)
+    if evaluation.boxes is None:
+        return "*These images have no boxes.*"
+
+    rows = [_share_in_boxes(run, results, dataset, evaluation) for run in here]
+    table = pd.DataFrame(rows, columns=["arm", "seed", "inside", "covered"])
+    told = table.groupby("arm", sort=False).agg(
+        **{
+            "attention in the box (%)": ("inside", "mean"),
+            "the box covers (%)": ("covered", "mean"),
+            "each seed": ("inside", lambda values: ", ".join(f"{value:.0f}" for value in values)),
+        }
+    )
+    return told.round(1)
+
+
+def _share_in_boxes(run: Run, results: str | Path, dataset: Dataset, evaluation: Split) -> tuple:
+    _, pixels = batches(RunConfig.of(**run.config), dataset, torch.device("cpu"))
+    model = load_model(run, results, "cpu")
+    with torch.inference_mode():
+        maps = torch.cat([model(part).attention for part, _ in pixels.all(250)])
+    inside = mass_inside(maps, evaluation.boxes, evaluation.source_size).mean()
+    covered = area_share(evaluation.boxes, evaluation.source_size).mean()
+    return run.config["arm"], run.config["seed"], 100 * float(inside), 100 * float(covered)
