@@ -167,6 +167,29 @@ def attach_saol(
     options: a `SaolOptions`; changes: single fields of it, by name.
     Raises ValueError for unknown or repeated nodes, where X_L is not what is pooled, and where no map can be found.
     """
+    plan, body = read_network(model, nodes, num_classes, heads)
+    return attached(body, plan, seed, options, **changes)
+
+
+class Plan(NamedTuple):
+    """How output layers go on a network: where its maps are, what of it stays. It holds nothing of the network."""
+
+    wheres: list["Where"]  # shallow to deep; the last one is X_L
+    num_classes: int
+    heads: tuple[str, ...]
+    logits: dict[bool, tuple] | None  # where the network's own ones are, if its classifier serves
+    unread: list[str]  # modules that no output needs
+    leave_out: bool  # the network runs without those
+    device: torch.device
+    dtype: torch.dtype
+    channels: int  # of the images on which it was found
+    size: tuple[int, int]
+
+
+def read_network(
+    model: nn.Module, nodes: Sequence[str] | None, num_classes: int | None, heads: Sequence[str]
+) -> tuple[Plan, nn.Module]:
+    """The plan for a network (it may be on the meta device), and the network as it runs on images of any size."""
     _check_request(model, nodes, heads)
     found = _find(model)
     ends = [_checked_end(model, recording, num_classes) for recording in found.recordings]
@@ -175,26 +198,42 @@ def attach_saol(
     own = "gap" in heads and all(_gives(end, num_classes) for end in ends)
 
     wheres = _choose(model, nodes, found.recordings, ends)
-    channels = [where.channels for where in wheres]
+    unread = [] if own else _only_after(found, ends)
+    last = ends[0].last.tensor
+    plan = Plan(
+        wheres,
+        num_classes,
+        tuple(heads),
+        _logits(found.recordings, ends) if own else None,
+        unread,
+        bool(unread) and _runs_without(found, unread),
+        last.device,
+        last.dtype,
+        found.channels,
+        found.size,
+    )
+    return plan, found.body
+
+
+def attached(body: nn.Module, plan: Plan, seed: int | None, options: SaolOptions | None, **changes) -> SAOLNet:
+    """The network with output layers as planned, in the mode that it is in."""
+    channels = [where.channels for where in plan.wheres]
     with seeded(seed, "head"):
-        saol = SAOL(channels, num_classes, options, **changes) if "saol" in heads else None
+        saol = SAOL(channels, plan.num_classes, options, **changes) if "saol" in plan.heads else None
     with seeded(seed, "gap"):  # an own stream: the same first weights whatever SAOL's options are
-        gap = GAPFC(channels[-1], num_classes) if "gap" in heads and not own else None
+        new_gap = "gap" in plan.heads and plan.logits is None
+        gap = GAPFC(channels[-1], plan.num_classes) if new_gap else None
     for layer in (saol, gap):
         if layer is not None:
-            _suit(layer, ends[0].last.tensor, model.training)
+            layer.train(body.training)
+            layer.to(device=plan.device, dtype=plan.dtype)
 
-    body = found.body if own else _without_classifier(found, ends)
-    taps = [_tap(body, where) for where in wheres]
-    net = SAOLNet(body, taps, _logits(found.recordings, ends) if own else None, gap, saol, found.channels, found.size)
-    net.training = model.training  # and not net.train(), which would undo frozen normalisations
+    training = body.training
+    body = _without(body, plan.unread, plan.leave_out)
+    taps = [_tap(body, where) for where in plan.wheres]
+    net = SAOLNet(body, taps, plan.logits, gap, saol, plan.channels, plan.size)
+    net.training = training  # and not net.train(), which would undo frozen normalisations
     return net
-
-
-def _suit(layer: nn.Module, last: Tensor, training: bool) -> None:
-    """Bring a new layer to the network's device, type and mode."""
-    layer.train(training)
-    layer.to(device=last.device, dtype=last.dtype)
 
 
 def _logits(recordings: list[Recording], ends: list[End]) -> dict[bool, tuple]:
@@ -445,23 +484,25 @@ def _tap(body: nn.Module, where: Where) -> Tap:
 # --- a classifier that is not used -----------------------------------------------------------------------------------
 
 
-def _without_classifier(found: Found, ends: list[End]) -> nn.Module:
+def _without(body: nn.Module, names: list[str], leave_out: bool) -> nn.Module:
     """The network without the layers after X_L, whose answer nobody reads: they cost nothing and are not trained.
 
-    Where the network does not run without them they stay, as frozen copies.
+    Where the network does not run without them (not `leave_out`) they stay, as frozen copies.
     """
-    names = _only_after(found, ends)
-    body = found.body
     for name in names:
-        body = replaced(body, name, nn.Identity())
+        module = nn.Identity() if leave_out else _frozen(body.get_submodule(name))
+        body = replaced(body, name, module)
+    return body
+
+
+def _runs_without(found: Found, names: list[str]) -> bool:
+    body = _without(found.body, names, True)
     try:
         for recording in found.recordings:
             record(spare(body), found.channels, found.size, recording.training, found.real)
     except Exception:
-        body = found.body
-        for name in names:
-            body = replaced(body, name, _frozen(found.body.get_submodule(name)))
-    return body
+        return False
+    return True
 
 
 def _only_after(found: Found, ends: list[End]) -> list[str]:

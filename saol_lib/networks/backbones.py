@@ -14,7 +14,7 @@ timm:NAME                any convolutional classifier of timm, with or without t
 import difflib
 import re
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -163,7 +163,13 @@ def check_backbone(name: str) -> None:
     """Raise what `build_backbone` would raise for this name, without building a network or drawing a number."""
     if name.startswith(_TIMM):
         _check_timm(name)
-        return
+    else:
+        _check_named(name)
+
+
+@lru_cache(maxsize=256)
+def _check_named(name: str) -> None:
+    """Once a name: a study makes hundreds of configs."""
     with torch.device("meta"):
         build_backbone(name, 2)
 

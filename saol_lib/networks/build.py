@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
-from saol_lib.attach import HEADS, SAOLNet, attach_saol
+from saol_lib.attach import HEADS, Plan, SAOLNet, attach_saol, attached, read_network
 from saol_lib.layers import SaolOptions
 from saol_lib.networks.abn import ABN
 from saol_lib.networks.backbones import Backbone, build_backbone
@@ -60,7 +62,26 @@ def build_model(
     if tuple(heads) == ("abn",):
         with seeded(seed, "head"):
             return ABN(network, nodes, num_classes)
-    return attach_saol(network, nodes, num_classes, heads=heads, seed=seed, options=options, **changes)
+    if made.nodes is None:
+        return attach_saol(network, nodes, num_classes, heads=heads, seed=seed, options=options, **changes)
+
+    own_classes = pretrained and rows is None
+    heads = heads if isinstance(heads, str) else tuple(heads)
+    plan = _plan(backbone, num_classes, own_classes, nodes, heads)
+    weight = next(network.parameters())
+    plan = plan._replace(device=weight.device, dtype=weight.dtype)
+    return attached(network, plan, seed, options, **changes)
+
+
+@lru_cache(maxsize=64)
+def _plan(name: str, num_classes: int, own_classes: bool, nodes: tuple[str, ...], heads: tuple[str, ...]) -> Plan:
+    """How output layers go on a backbone of a named family: read once, on a copy without numbers, as names say all.
+
+    own_classes: the backbone has the classes of its public weights.
+    """
+    with torch.device("meta"):
+        twin = build_backbone(name, num_classes, own_classes, fetch=False).network
+    return read_network(twin, nodes, num_classes, heads)[0]
 
 
 def _with_rows(made: Backbone, name: str, num_classes: int, rows: Sequence[int]) -> Backbone:

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -262,9 +264,15 @@ def _record(run: Run, results: Path) -> None:
 
 def _work(config: RunConfig) -> float:
     """How long a run will take beside others: multiply-adds of its training."""
-    with torch.device("meta"):
-        macs = multiply_adds(new_model(config), (config.side, config.side))
+    macs = _multiply_adds(replace(config, seed=0))
     return macs * config.epochs * (config.train_images or 50_000)
+
+
+@lru_cache(maxsize=1024)
+def _multiply_adds(config: RunConfig) -> int:
+    """Of one image, counted once for all seeds."""
+    with torch.device("meta"):
+        return multiply_adds(new_model(config), (config.side, config.side))
 
 
 def _line(run: Run) -> str:

@@ -6,7 +6,16 @@ import sys
 import pytest
 import torch
 
-from saol_lib.networks import build_backbone, build_model, check_backbone, input_scaling, multiply_adds
+from saol_lib.attach import read_network
+from saol_lib.networks import (
+    backbones,
+    build,
+    build_backbone,
+    build_model,
+    check_backbone,
+    input_scaling,
+    multiply_adds,
+)
 from saol_lib.training.config import RunConfig
 
 
@@ -88,6 +97,37 @@ def test_checking_a_name_draws_nothing():
     check_backbone("wrn-16-4")
     check_backbone("timm:tf_efficientnet_lite0")
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_names_are_checked_and_read_once(monkeypatch):
+    """A study makes hundreds of configs and networks: only the first of a name is looked into."""
+    RunConfig(backbone="wrn-10-1", seed=0)
+    build_model("wrn-10-1", 3, seed=0)
+
+    def again(*_):
+        raise AssertionError("looked into again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backbones, "_build_own", again)
+        RunConfig(backbone="wrn-10-1", seed=1)
+    monkeypatch.setattr(build, "read_network", again)
+    assert build_model("wrn-10-1", 3, seed=1)(images(1, 3, 32, 32)).saol_log_probs.shape == (1, 3)
+
+
+@pytest.mark.parametrize("name", ["resnet-8", "densenet-bc-22-12", "pyramidnet-shakedrop-8-12", "resnet18"])
+@pytest.mark.parametrize("heads", [("gap",), ("saol",), ("gap", "saol")])
+def test_a_family_is_read_on_a_copy_without_numbers(name, heads):
+    """What stands for every network of a name is what reading that network gives."""
+    made = build_backbone(name, 3)
+    plan, _ = read_network(made.network, made.nodes, 3, heads)
+    kept = build._plan(name, 3, False, made.nodes, heads)
+    assert kept._replace(device=plan.device) == plan
+
+
+def test_a_network_kept_in_mind_is_on_the_device_asked_for():
+    with torch.device("meta"):
+        assert all(value.is_meta for value in build_model("resnet-8", 3).state_dict().values())
+    assert not any(value.is_meta for value in build_model("resnet-8", 3).state_dict().values())
 
 
 def test_scaling_is_what_the_weights_were_trained_on():
