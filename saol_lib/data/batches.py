@@ -20,10 +20,8 @@ class Batches:
 
     pad: pixels that a random crop may reach beyond the border, reflected there. flip: mirror half of the images.
     mean, std: of the channels (3,) in 0..1, what `normalise` takes to 0 and 1. dtype: of what `normalise` gives,
-    float32 or float64.
+    float32 or float64. `damaged` holds the files that were skipped when the split was read.
     """
-
-    damaged: Set[str] = frozenset()  # files that could not be read: none, they are in memory
 
     def __init__(
         self,
@@ -40,6 +38,7 @@ class Batches:
         self.size, self.source_size = split.size, split.source_size  # (H, W) that the network sees, of the pictures
         self.scaling = Scaling(mean, std, split.size, device, dtype)
         self.labels = split.labels.to(device)
+        self.damaged: Set[str] = frozenset(split.damaged)
 
         height, width = split.source_size
         rows, columns = _reflect(height, pad), _reflect(width, pad)
@@ -48,6 +47,11 @@ class Batches:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def kept(self) -> Tensor:
+        """Indices (n,) of the images that `all` gives: of all of them; as `Stream` has it."""
+        return torch.arange(len(self))
 
     def epoch(
         self, batch_size: int, seed: int, epoch: int, first: int = 0, rows: Rows | None = None

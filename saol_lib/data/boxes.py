@@ -95,12 +95,12 @@ def seen(path: Path, boxes: Sequence[Box], side: int, size: Size | None = None) 
 
 def all_seen(
     paths: Sequence[Path], annotations: Sequence[Annotation], side: int, skip_damaged: bool
-) -> tuple[list[int], list[list[list[int]]]]:
-    """`seen` for many images: the rows that were kept, and each one's boxes; ValueError naming a file that is no image.
+) -> tuple[list[int], list[list[list[int]]], tuple[str, ...]]:
+    """`seen` for many images: the rows that were kept, each one's boxes, and the files that were skipped.
 
-    skip_damaged: such a file is left out, with a warning.
+    A file that is no image raises ValueError naming it; skip_damaged: it is left out, with a warning.
     """
-    kept, found = [], []
+    kept, found, skipped = [], [], []
     for row, (path, (size, boxes)) in enumerate(zip(paths, annotations, strict=True)):
         try:
             found.append(seen(path, boxes, side, size))
@@ -109,7 +109,8 @@ def all_seen(
             if not skip_damaged:
                 raise ValueError(f"{error}; or set skip_damaged to go on without") from None
             log.warning("%s", error)
-    return kept, found
+            skipped.append(str(path))
+    return kept, found, tuple(skipped)
 
 
 def _header(path: Path) -> tuple[Size, int]:

@@ -105,6 +105,6 @@ def _load_tree(root: Path, num_classes: int, skip_damaged: bool) -> Parts:
         paths = [root / part / name / file for name in classes for file in names[name]]
         counts = torch.tensor([len(names[name]) for name in classes])
         labels = torch.arange(num_classes).repeat_interleave(counts)
-        images, kept = read_images(paths, None, skip_damaged)
-        splits.append(Split(images, labels[kept]))
+        images, kept, skipped = read_images(paths, None, skip_damaged)
+        splits.append(Split(images, labels[kept], damaged=skipped))
     return *splits, classes

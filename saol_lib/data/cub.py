@@ -89,6 +89,6 @@ def _files(
 ) -> Files:
     paths = [root / "images" / names[image] for image in images]
     annotations = [(None, [boxes[image]]) for image in images]
-    kept, found = all_seen(paths, annotations, side, skip_damaged)
+    kept, found, skipped = all_seen(paths, annotations, side, skip_damaged)
     encoded = np.array([os.fsencode(f"images/{names[images[row]]}") for row in kept])
-    return Files(str(root), encoded, torch.tensor(labels)[kept], torch.tensor(found)[:, 0], side)
+    return Files(str(root), encoded, torch.tensor(labels)[kept], torch.tensor(found)[:, 0], side, damaged=skipped)

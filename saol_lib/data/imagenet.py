@@ -58,8 +58,8 @@ def _with_boxes(files: Files, skip_damaged: bool) -> Files:
             f"{missing[0]} has no boxes, nor have {len(missing) - 1} others of the {len(paths)} images in val, while "
             "the rest has; add them, or take all away"
         )
-    kept, found = all_seen(paths, annotations, files.side, skip_damaged)
-    return files.subset(torch.tensor(kept))._replace(boxes=padded(found))
+    kept, found, skipped = all_seen(paths, annotations, files.side, skip_damaged)
+    return files.subset(torch.tensor(kept))._replace(boxes=padded(found), damaged=skipped)
 
 
 def _annotations(root: Path) -> Callable[[Path], Annotation | None]:

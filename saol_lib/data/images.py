@@ -89,8 +89,10 @@ def _on_white(image: Image.Image) -> Image.Image:
 # --- many images -----------------------------------------------------------------------------------------------------
 
 
-def read_images(paths: Sequence[Path], size: tuple[int, int] | None, skip_damaged: bool) -> tuple[Tensor, Tensor]:
-    """The images (n, 3, H, W) uint8 of one size, and which of `paths` (n,) they are: all, unless some are skipped.
+def read_images(
+    paths: Sequence[Path], size: tuple[int, int] | None, skip_damaged: bool
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """The images (n, 3, H, W) uint8 of one size, which of `paths` (n,) they are, and those that were skipped.
 
     size: height and width; None: that of most of the images. An image of another size counts as damaged.
     Raises ValueError naming the first damaged one unless `skip_damaged`, which warns with their number.
@@ -118,7 +120,8 @@ def read_images(paths: Sequence[Path], size: tuple[int, int] | None, skip_damage
     if damaged:
         log.warning("%d of %d images were skipped; the first: %s", len(damaged), len(found), damaged[0])
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
-    return images, torch.tensor(kept)
+    skipped = set(range(len(paths))) - set(kept)
+    return images, torch.tensor(kept), tuple(str(paths[i]) for i in sorted(skipped))
 
 
 def _attempt(path: Path) -> np.ndarray | ValueError:

@@ -25,6 +25,7 @@ class Split(NamedTuple):
     boxes: Tensor | None = None  # (N, 4) or (N, M, 4) int64
     groups: Tensor | None = None  # (N,) int64: images with one number show the same original; None: none do
     side: int | None = None  # pixels a side that the network sees; None: the images as they are
+    damaged: tuple[str, ...] = ()  # files that could not be read and were skipped
 
     @property
     def source_size(self) -> tuple[int, int]:
@@ -59,6 +60,7 @@ class Files(NamedTuple):
     boxes: Tensor | None = None  # (N, 4) or (N, M, 4) int64
     side: int = 224  # pixels a side of what is made of a file
     groups: Tensor | None = None  # (N,) int64, as in `Split`
+    damaged: tuple[str, ...] = ()  # files that were skipped already, since not even their size could be read
 
     @property
     def source_size(self) -> tuple[int, int]:

@@ -44,6 +44,7 @@ class Decoded(NamedTuple):
     index: Tensor  # (n,) int64: the files that were read
     ends: bool
     damaged: list[str]  # files that could not be read, on the way
+    unread: list[int]  # of the chunk's files those that no other one took the place of
     error: Exception | None = None  # why there are no images
 
 
@@ -52,8 +53,8 @@ class Stream:
 
     workers: 0 decodes in this process. Workers stay for the next pass. scaling: mean and deviation of the channels in
     0..1, for `normalise`; the network's own, where it was trained before. `damaged` holds the files that could not be
-    read; each raises ValueError unless `skip_damaged`, where the next file takes its place. `stop`: asked while waiting
-    for the workers; where it answers True, the pass ends.
+    read; each raises ValueError unless `skip_damaged`: then the next file takes its place in `epoch`, and `all` leaves
+    it out, see `kept`. `stop`: asked while waiting for the workers; where it answers True, the pass ends.
     """
 
     def __init__(
@@ -71,8 +72,9 @@ class Stream:
         self.size, self.source_size = files.size, files.source_size
         self.labels = files.labels.to(device)
         self.scaling = Scaling(mean, std, files.size, device, dtype)
-        self.damaged: set[str] = set()
+        self.damaged: set[str] = set(files.damaged)
         self.stop: Callable[[], bool] = lambda: False
+        self._unread: set[int] = set()
         self._reader = Reader(files, skip_damaged)
         self._plan = _Plan()
         self._loader = None
@@ -80,6 +82,13 @@ class Stream:
 
     def __len__(self) -> int:
         return len(self.files.labels)
+
+    @property
+    def kept(self) -> Tensor:
+        """Indices (n,) of the images that `all` gives, as far as it has read them; boxes[kept] are their boxes."""
+        readable = torch.ones(len(self), dtype=torch.bool)
+        readable[list(self._unread)] = False
+        return readable.nonzero()[:, 0]
 
     def epoch(
         self, batch_size: int, seed: int, epoch: int, first: int = 0, rows: Rows | None = None
@@ -100,7 +109,7 @@ class Stream:
         yield from self._decoded(batches())
 
     def all(self, batch_size: int, part: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
-        """Yield (images as `normalise` gives them, labels) of the whole split in order.
+        """Yield (images as `normalise` gives them, labels) of the whole split in order; damaged images are left out.
 
         part: (n, count): batches n, n + count, n + 2 count, ... alone; no other one is decoded.
         """
@@ -113,7 +122,8 @@ class Stream:
                 yield list(range(start, end)), None
 
         for images, labels in self._decoded(batches()):
-            yield self.normalise(images), labels
+            if len(labels):
+                yield self.normalise(images), labels
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) to floats with mean 0 and deviation 1 over ImageNet (or as `scaling` says)."""
@@ -188,6 +198,7 @@ class Stream:
     def _note(self, decoded: Decoded) -> None:
         if decoded.error:
             raise decoded.error
+        self._unread.update(decoded.unread)
         for path in decoded.damaged:
             if path not in self.damaged:
                 self.damaged.add(path)
@@ -263,19 +274,26 @@ class Reader:
         try:
             images, index = self._decode(chunk, damaged)
         except (ValueError, RuntimeError) as error:
-            return Decoded(torch.empty(0), torch.empty(0), chunk.ends, damaged, error)
+            return Decoded(torch.empty(0), torch.empty(0), chunk.ends, damaged, [], error)
         finally:
             torch.set_rng_state(before)
-        return Decoded(images, index, chunk.ends, damaged)
+        unread = [] if chunk.seeds is not None else sorted(set(chunk.index) - set(index))
+        return Decoded(images, torch.tensor(index, dtype=torch.int64), chunk.ends, damaged, unread)
 
-    def _decode(self, chunk: Chunk, damaged: list[str]) -> tuple[Tensor, Tensor]:
+    def _decode(self, chunk: Chunk, damaged: list[str]) -> tuple[Tensor, list[int]]:
         images = self._room(len(chunk.index))
-        index = torch.empty(len(chunk.index), dtype=torch.int64)
+        index = []
         for row, wanted in enumerate(chunk.index):
-            pixels, index[row] = self._read(wanted, damaged)
-            image = self._middle(pixels) if chunk.seeds is None else self._crop(pixels, chunk.seeds[row])
-            images[row] = image.permute(1, 2, 0)
-        return images, index
+            pixels, found = self._read(wanted, damaged)
+            if chunk.seeds is not None:
+                image = self._crop(pixels, chunk.seeds[row])
+            elif found == wanted:
+                image = self._middle(pixels)
+            else:
+                continue  # evaluation sees each image once, beside its own boxes
+            images[len(index)] = image.permute(1, 2, 0)
+            index.append(found)
+        return images[: len(index)], index
 
     def _room(self, count: int) -> Tensor:
         """An empty chunk. A worker shares it here, where an error is told, and not in the thread that sends."""

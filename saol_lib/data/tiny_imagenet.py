@@ -76,5 +76,5 @@ def _read(rows: list[Row], skip_damaged: bool) -> Split:
     paths = [path for path, _, _ in rows]
     labels = torch.tensor([label for _, label, _ in rows])
     boxes = torch.tensor([box for _, _, box in rows])
-    images, kept = read_images(paths, (SIDE, SIDE), skip_damaged)
-    return Split(images, labels[kept], boxes[kept])
+    images, kept, skipped = read_images(paths, (SIDE, SIDE), skip_damaged)
+    return Split(images, labels[kept], boxes[kept], damaged=skipped)

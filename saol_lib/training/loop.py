@@ -459,8 +459,8 @@ def _difference(known: Run, run: Run) -> str:
 def evaluate(model: nn.Module, data: Batches | Stream, group: Processes | None = None) -> dict[str, float]:
     """Top-1 accuracy in percent of each output layer that the network has: top1_gap, top1_saol.
 
-    Of several processes each takes every so many-th batch. Raises Interrupted where the data end early because someone
-    asked for it.
+    Of several processes each takes every so many-th batch. Damaged images that were skipped do not count. Raises
+    Interrupted where the data end early because someone asked for it.
     """
     part = (group.rank, group.count) if group else (0, 1)
     model.eval()
@@ -470,13 +470,17 @@ def evaluate(model: nn.Module, data: Batches | Stream, group: Processes | None =
         found = [_right(scores, labels) for scores in (outputs.gap_logits, outputs.saol_log_probs)]
         counts += torch.stack(found)
 
-    counts = group.sum(counts) if group else counts
+    left_out = len(data) - len(data.kept)
+    if group:
+        counts = group.sum(counts)
+        left_out = int(group.sum(counts.new_tensor(left_out)))
+    count = len(data) - left_out
     scores = {}
     for name, (right, seen) in zip(("top1_gap", "top1_saol"), counts.tolist(), strict=True):
-        if seen not in (0, len(data)):
+        if seen not in (0, count):
             raise Interrupted(143)
         if seen:
-            scores[name] = 100 * right / len(data)
+            scores[name] = 100 * right / count
     return scores
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from saol_lib import data
 from saol_lib.data import load, read_image
+from saol_lib.training import RunConfig, train
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
@@ -242,3 +243,14 @@ def test_damaged_images_of_a_tree_may_be_skipped(tmp_path, caplog):
     dataset = load("cifar10", str(tmp_path), skip_damaged=True)
     assert dataset.train.labels.tolist() == [0] + [i // 2 for i in range(2, 20)] and len(dataset.train.images) == 19
     assert "1 of 20 images were skipped" in caplog.text
+
+    config = RunConfig(
+        dataset="cifar10",
+        data_dir=str(tmp_path),
+        skip_damaged=True,
+        backbone="resnet-8-8",
+        batch_size=4,
+        epochs=1,
+    )
+    run = train(config, tmp_path / "results", progress=False)
+    assert run.provenance["damaged"] == ["000.png"]  # as of a stream

@@ -85,4 +85,4 @@ def test_a_damaged_bird(cub, caplog):
         load("cub", str(cub), image_size=28)
     data = load("cub", str(cub), image_size=28, skip_damaged=True)
     assert data.train.labels.tolist() == [0, 1, 1, 2, 2] and len(data.train.boxes) == 5
-    assert "Albatross_0001.jpg" in caplog.text
+    assert "Albatross_0001.jpg" in caplog.text and data.train.damaged == (str(path),) and data.test.damaged == ()

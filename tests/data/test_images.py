@@ -119,7 +119,8 @@ def test_odd_sizes_and_damaged_files_are_named_or_skipped(tmp_path, caplog):
     paths[3].write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"0.png is 5 pixels high and 6 wide; expected 4 and 6"):
         read_images(paths, None, False)  # the first is the odd one
-    images, kept = read_images(paths, None, True)
+    images, kept, skipped = read_images(paths, None, True)
+    assert skipped == (str(paths[0]), str(paths[3]))
     assert kept.tolist() == [1, 2, 4] and images.shape == (3, 3, 4, 6)
     assert torch.equal(images[1].permute(1, 2, 0), torch.from_numpy(noise(1, 4, 6, 2)[0]))
     assert "2 of 5 images were skipped" in caplog.text

@@ -4,15 +4,19 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from making import picture, sentence
 
 from saol_lib.data import SCALING, Stream, load, streaming
+from saol_lib.networks import build_model
 from saol_lib.streams import stream
 from saol_lib.training.config import RunConfig
-from saol_lib.training.loop import train
+from saol_lib.training.loop import evaluate, train
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -60,6 +64,36 @@ def test_a_damaged_file_in_the_middle_of_a_stream(large, caplog):
     assert caplog.text.count("cannot be read and was skipped, 1 so far") == 1
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_left_out_of_the_evaluation(large, workers):
+    """The next one took its place, so that every row of boxes after it, and its own, was another image's."""
+    files = load("imagenet", str(large), image_size=16).test
+    images, labels = next(Stream(files, CPU).all(4))
+    model = build_model("resnet-8-8", 2, heads=("gap",), seed=0).eval()
+    right = (model(images).gap_logits.argmax(dim=1) == labels).tolist()
+    files.path(1).write_bytes(b"no picture")
+    for size in (1, 3, 4):
+        stream = Stream(files, CPU, workers, skip_damaged=True)
+        left = list(stream.all(size))
+        assert stream.kept.tolist() == [0, 2, 3] and {Path(path).name for path in stream.damaged} == {"1.png"}
+        assert torch.equal(torch.cat([part for part, _ in left]), images[stream.kept])
+        assert torch.equal(torch.cat([own for _, own in left]), labels[stream.kept])
+        assert evaluate(model, stream)["top1_gap"] == pytest.approx(100 * sum(right[i] for i in (0, 2, 3)) / 3)
+    with pytest.raises(ValueError, match=r"1\.png"):
+        list(Stream(files, CPU, workers).all(4))
+
+
+def test_files_whose_size_cannot_be_read_are_named_too(large):
+    for name in ("n1", "n2"):
+        for path in (large / "val" / name).glob("*.png"):
+            box = "<object><bndbox><xmin>0</xmin><ymin>0</ymin><xmax>3</xmax><ymax>3</ymax></bndbox></object>"
+            path.with_suffix(".xml").write_text(f"<annotation>{box}</annotation>")
+    (large / "val" / "n2" / "0.png").write_bytes(b"no picture")
+    files = load("imagenet", str(large), image_size=16, skip_damaged=True).test
+    assert len(files.boxes) == len(files.labels) == 3
+    assert {Path(path).name for path in Stream(files, CPU, skip_damaged=True).damaged} == {"0.png"}
+
+
 def test_training_streams_names_what_it_skipped_and_goes_on(large, tmp_path, monkeypatch):
     (large / "train" / "n1" / "2.png").write_bytes(b"no picture")
     values = {"dataset": "imagenet", "data_dir": str(large), "classes": 2, "image_size": 16, "backbone": "resnet-8-8"}
@@ -77,9 +111,6 @@ def test_the_scaling_is_that_of_torchvisions_weights():
 
     preset = torchvision.models.ResNet50_Weights.DEFAULT.transforms()
     assert tuple(preset.mean) == SCALING[0] and tuple(preset.std) == SCALING[1]
-
-
-CPU = torch.device("cpu")
 
 
 class Counting(streaming.Reader):

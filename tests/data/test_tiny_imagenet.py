@@ -93,3 +93,4 @@ def test_a_damaged_image_stops_unless_it_may_be_skipped(tiny, damage, caplog):
     data = load("tiny-imagenet", str(tiny), skip_damaged=True)
     assert len(data.train.labels) == 11 and (data.train.labels == 1).sum() == 2
     assert "1 of 12 images were skipped" in caplog.text and "n02_1.png" in caplog.text
+    assert data.train.damaged == (str(path),)
