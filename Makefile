@@ -86,7 +86,7 @@ lint: $(READY) ## look for faults of style
 	$(PY) -m ruff format --check .
 
 lint-js: ## the same for the explorer's page, and its pure parts' tests (needs node and npm; users need neither)
-	npm ci --no-audit --no-fund --silent
+	npm ci --no-audit --no-fund --silent --fetch-retries=5
 	npm run --silent lint
 	npm test --silent
 
