@@ -222,6 +222,7 @@ def test_an_interrupted_quick_profile_goes_on(tmp_path, capsys):
 
 INTERRUPTED = """
 import sys
+from pathlib import Path
 import run
 run.RESULTS = Path(sys.argv[1]) / "results"
 run.replicate.__defaults__ = (Path(sys.argv[1]) / "notebooks", run.RESULTS, None, None)
