@@ -149,7 +149,7 @@ def only_run(folder):
 def test_two_processes_started_at_once_on_one_run(tmp_path):
     config = RunConfig(arm="saol_sd", **TINY | {"train_images": None, "epochs": 6})
     both = [shell(tmp_path, config) for _ in range(2)]
-    ended = {process.wait(timeout=280): process.communicate()[1] for process in both}
+    ended = {process.wait(timeout=800): process.communicate()[1] for process in both}
     assert set(ended) == {0, 1}
     assert re.fullmatch(r"run saol_sd-s0-\w{10} is being trained by another process; .*\n", ended[1])
     whole = train(config, tmp_path / "whole", progress=False)
@@ -175,7 +175,7 @@ def test_a_disk_that_is_full(tmp_path, kilobytes):
     results = tmp_path / "results"
     with tmpfs(results, f"size={kilobytes}k"):
         process = shell(tmp_path, config)
-        _, errors = process.communicate(timeout=280)
+        _, errors = process.communicate(timeout=800)
         assert process.returncode == 1 and errors.count("\n") == 1 and "No space left on device" in errors
         kept = load_checkpoint(results / "checkpoints" / run_id(config.identity()))
         assert not list(results.glob("runs/*.json"))
@@ -202,7 +202,7 @@ def test_a_read_only_results_folder(tmp_path):
         subprocess.run(["mount", "-o", "remount,ro", str(results)], check=True)
         assert train(config, results, progress=False) == whole  # what is finished can be read
         process = shell(tmp_path, RunConfig(seed=1, **TINY))
-        _, errors = process.communicate(timeout=280)
+        _, errors = process.communicate(timeout=800)
         assert process.returncode == 1 and errors.count("\n") == 1 and "Read-only file system" in errors, errors
         assert load_runs(results) == [whole]
 
@@ -216,11 +216,11 @@ def test_a_killed_process_of_two_and_the_run_continued(tmp_path):
     assert "epoch 1/4" in process.stdout.readline()
     ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(ranks[-1]), 9)
-    process.communicate(timeout=120)
+    process.communicate(timeout=800)
     assert process.returncode not in (0, None) and not (tmp_path / "results" / "runs").exists()
     (tmp_path / "whole").mkdir()
     for folder in (tmp_path, tmp_path / "whole"):
         process = shell(folder, config, *command)
-        _, errors = process.communicate(timeout=280)
+        _, errors = process.communicate(timeout=800)
         assert process.returncode == 0, errors[-3000:]
     assert only_run(tmp_path) == only_run(tmp_path / "whole")

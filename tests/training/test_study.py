@@ -39,6 +39,7 @@ from saol_lib.training.study import train_one
 TINY = {"train_images": 200, "epochs": 2, "backbone": "resnet-8-8", "batch_size": 50, "lr": 0.05}
 pytestmark = pytest.mark.timeout(900)  # a busy machine takes minutes to start a few processes
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers through Linux's /proc")
+LONG = 800  # seconds, below pytest's own limit: where that ends a test, what hangs is told
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(files.ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -231,7 +232,7 @@ def test_a_run_that_another_study_trains_is_waited_for(tmp_path, monkeypatch, ca
 def test_two_studies_at_once_on_one_folder(tmp_path):
     profile(tmp_path, arms=["gap_fc", "saol_sd"], seeds=[0, 1], **TINY | {"train_images": 1000, "epochs": 4})
     both = [shell(tmp_path), shell(tmp_path)]
-    ended = [(process.communicate(timeout=280), process.returncode) for process in both]
+    ended = [(process.communicate(timeout=LONG), process.returncode) for process in both]
     assert [code for _, code in ended] == [0, 0], ended
     assert len(load_runs(tmp_path / "results" / "tiny")) == 4
     trained = [line for (out, _), _ in ended for line in out.splitlines() if "waiting" not in line]
@@ -470,7 +471,7 @@ def shell(root, *arguments):
 def test_bad_input_from_a_shell_is_one_sentence(tmp_path):
     profile(tmp_path, arms=["gap_fc"], seeds=[0], **TINY | {"dataset": "cifar10"})
     process = shell(tmp_path, "--data", str(tmp_path / "nowhere"))
-    out, errors = process.communicate(timeout=120)
+    out, errors = process.communicate(timeout=LONG)
     assert process.returncode == 1 and out == "" and errors.strip().count("\n") == 0 and "is not a folder" in errors
 
 
@@ -502,7 +503,7 @@ def modified(path):
     return path.stat().st_mtime if path.exists() else 0.0
 
 
-def under_way(results, process, seconds=280):
+def under_way(results, process, seconds=LONG):
     """Wait until two runs that are not finished have a checkpoint that is newer than the process."""
     end, began = time.monotonic() + seconds, time.time()
     while time.monotonic() < end:
@@ -517,6 +518,10 @@ def under_way(results, process, seconds=280):
 
 VALUES = TINY | {"train_images": 300, "epochs": 10, "eval_every": 10}  # a few seconds each
 ARMS = ["gap_fc", "saol_cutmix_ss_sd"]
+
+
+def begun_runs(results):
+    return {path.name for path in results.glob("checkpoints/*")}
 
 
 def begin(root):
@@ -560,7 +565,7 @@ run_study([RunConfig(train_images=200, epochs=1, backbone="resnet-8-8", seed=see
 def test_a_script_without_a_main_guard_is_told(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(NO_GUARD.replace("RESULTS", str(tmp_path / "results")))
-    done = subprocess.run([sys.executable, str(script)], env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, str(script)], env=ENVIRONMENT, capture_output=True, text=True, timeout=LONG)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and 'if __name__ == "__main__":' in last and "worker process died" in last
     assert "freeze_support" not in done.stderr
@@ -571,10 +576,12 @@ def test_a_script_without_a_main_guard_is_told(tmp_path):
 def test_ctrl_c_in_a_terminal_stops_at_once(tmp_path, monkeypatch):
     """It reaches every process of the group: workers write a checkpoint and take no other run."""
     process, workers = begin(tmp_path)
+    results = tmp_path / "results" / "tiny"
+    begun, finished = begun_runs(results), set(results.glob("runs/*.json"))
     os.killpg(process.pid, signal.SIGINT)
-    began = time.monotonic()
-    _, errors = process.communicate(timeout=200)
-    assert time.monotonic() - began < 15 and gone(workers, 5)
+    _, errors = process.communicate(timeout=LONG)
+    assert gone(workers, 60)
+    assert begun_runs(results) == begun and set(results.glob("runs/*.json")) == finished
     assert process.returncode == 1 and errors.strip().splitlines()[-1].startswith("stopped; the same command goes on")
     assert "Traceback" not in errors
     go_on(tmp_path, monkeypatch)
@@ -585,7 +592,7 @@ def test_ctrl_c_in_a_terminal_stops_at_once(tmp_path, monkeypatch):
 def test_terminated_and_continued(tmp_path, monkeypatch):
     process, workers = begin(tmp_path)
     process.terminate()
-    process.communicate(timeout=200)
+    process.communicate(timeout=LONG)
     assert process.returncode == 143 and not any(map(alive, workers))
     go_on(tmp_path, monkeypatch)
 
@@ -595,7 +602,7 @@ def test_terminated_and_continued(tmp_path, monkeypatch):
 def test_a_killed_worker_is_one_sentence(tmp_path, monkeypatch):
     process, workers = begin(tmp_path)
     os.kill(workers[0], signal.SIGKILL)
-    _, errors = process.communicate(timeout=200)
+    _, errors = process.communicate(timeout=LONG)
     assert process.returncode == 1 and "Traceback" not in errors and gone(workers, 20)
     assert errors.strip().splitlines()[-1].startswith("a worker process died; finished runs")
     go_on(tmp_path, monkeypatch)
