@@ -603,7 +603,7 @@ def test_a_killed_worker_is_one_sentence(tmp_path, monkeypatch):
     process, workers = begin(tmp_path)
     os.kill(workers[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=LONG)
-    assert process.returncode == 1 and "Traceback" not in errors and gone(workers, 20)
+    assert process.returncode == 1 and "Traceback" not in errors and gone(workers, 100)
     assert errors.strip().splitlines()[-1].startswith("a worker process died; finished runs")
     go_on(tmp_path, monkeypatch)
 
@@ -614,5 +614,5 @@ def test_workers_of_a_killed_study_stop_by_themselves(tmp_path, monkeypatch):
     process, workers = begin(tmp_path)
     process.kill()
     process.wait()
-    assert gone(workers, 30)
+    assert gone(workers, 100)
     go_on(tmp_path, monkeypatch)
