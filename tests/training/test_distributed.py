@@ -460,6 +460,7 @@ train(RunConfig(train_images=40, batch_size=20, epochs=1, backbone="resnet-8-8",
 """
 
 
+@pytest.mark.faults
 def test_a_script_without_a_main_guard_is_shown_one(tmp_path):
     (tmp_path / "script.py").write_text(UNGUARDED)
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "results")]
@@ -476,7 +477,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.faults)])
 def test_a_signal_stops_two_processes_with_a_checkpoint(tmp_path, number):
     """Inside an epoch; going on gives the numbers of a run that was never stopped."""
     config = RunConfig(arm=ALL, **TINY | {"train_images": None, "epochs": 2, "eval_every": 0, "processes": 2})
@@ -508,6 +509,7 @@ def alive(pid):
         return False
 
 
+@pytest.mark.faults
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes through Linux's /proc")
 def test_a_killed_process_ends_the_run_with_an_error_and_no_hang(tmp_path):
     config = RunConfig(arm="saol_sd", **TINY | {"train_images": None, "epochs": 50, "eval_every": 0})
