@@ -4,6 +4,9 @@
 PROFILE ?= quick
 DATA ?=
 ONLY ?=
+SET ?=
+PROCESSES ?=
+WORKERS ?=
 VENV ?=
 PYTHON ?= $(or $(shell command -v python3.11 2> /dev/null),python3)
 
@@ -16,18 +19,20 @@ PY := "$(VENV)/bin/python"
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 endif
 DATA_FLAG = $(if $(DATA),--data "$(DATA)")
+STUDY_FLAGS = $(if $(ONLY),--only "$(ONLY)") $(foreach one,$(SET),--set "$(one)") \
+	$(if $(PROCESSES),--processes $(PROCESSES)) $(if $(WORKERS),--workers $(WORKERS))
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider
 TWO = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup replicate test test-faults test-numeric test-browser lab explore study claims report docs pictures refresh lint lint-js format check-venv
+.PHONY: help setup replicate test test-faults test-numeric test-browser lab explore study dryrun gpu-check claims report docs pictures refresh lint lint-js format check-venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PROFILE=quick|cpu|paper   how much to run (now: $(PROFILE)); notebooks/profiles says what each costs"
 	@echo "  DATA=DIR                  folder of a data set of your own, CIFAR-10 say"
-	@echo "  ONLY=02                   for replicate: this notebook alone"
+	@echo "  ONLY=02                   for replicate: this notebook alone; for study ONLY=cifar10-wrn: this file of the profile"
 	@echo "  PYTHON=python3.11         the Python, 3.11 or newer, from which .venv is made"
 	@echo "  VENV=DIR                  use this environment of yours as it is; nothing is installed in it"
 
@@ -63,7 +68,13 @@ explore: notebooks/explorer.ipynb $(READY) ## the attention explorer in a browse
 	$(PY) -m voila notebooks/explorer.ipynb --Voila.ip=127.0.0.1 --Voila.config_file_paths=notebooks
 
 study: $(READY) ## train every run of PROFILE's study on DATA, several at a time; goes on where it stopped
-	$(PY) -m saol_lib.training study --profile "$(PROFILE)" $(DATA_FLAG)
+	$(PY) -m saol_lib.training study --profile "$(PROFILE)" $(DATA_FLAG) $(STUDY_FLAGS)
+
+dryrun: $(READY) ## the paper profile without GPU and data: every network counted and rehearsed, results/paper/README.md
+	$(PY) -m saol_lib.evidence.dryrun $(if $(SMALL),--small)
+
+gpu-check: $(READY) ## under ten minutes on a GPU: its tests, speeds, precisions; results/gpu. Without one it says so
+	$(PY) -m saol_lib.evidence.gpu_check
 
 claims: $(READY) ## write README's verdicts and claims, and results/README.md, anew from results/
 	$(PY) -m saol_lib.evidence

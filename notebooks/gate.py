@@ -8,7 +8,7 @@ import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
 from nbstripout import strip_output
 
-from saol_lib.training.profiles import STUDY, read_runs, read_yaml
+from saol_lib.training.profiles import is_experiment, read_runs, read_yaml
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS, RESULTS = ROOT / "notebooks", ROOT / "results"
@@ -91,7 +91,7 @@ def profile_problems(folder):
     """What is wrong with the profile files, a sentence each."""
     for path in sorted(folder.glob("profiles/*/*.yaml")):
         try:
-            if path.name != STUDY:
+            if not is_experiment(path):
                 notebooks = [read(notebook) for notebook in folder.glob(f"{path.stem}_*.ipynb")]
                 profile_values(path, defaults(notebooks[0]) if notebooks else None)
             read_runs(path)

@@ -159,6 +159,7 @@ def input_scaling(name: str) -> Scaling | None:
     return None
 
 
+@lru_cache(maxsize=256)  # the deepest take seconds, and a study asks for each hundreds of times
 def check_backbone(name: str) -> None:
     """Raise what `build_backbone` would raise for this name, without building a network or drawing a number."""
     if name.startswith(_TIMM):

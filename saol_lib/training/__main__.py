@@ -2,13 +2,18 @@
 
 `torchrun ... -m saol_lib.training CONFIG.json [RESULTS]`
 `python -m saol_lib.training study --profile pilot --data DIR`
+`python -m saol_lib.training study --profile paper --only cifar10-wrn --data DIR --set epochs=1 --set seeds=[0]`
 """
 
 import argparse
 import json
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from saol_lib.data import load
 from saol_lib.training import Busy, RunConfig, finished_run, resolve, run_study, study_configs, train
@@ -28,14 +33,15 @@ def train_file(arguments: list[str]) -> None:
 
 
 def train_study(arguments: list[str]) -> None:
-    """Train every run of a profile's study."""
-    parser = argparse.ArgumentParser(prog="python -m saol_lib.training study")
-    parser.add_argument("--profile", default="cpu")
-    parser.add_argument("--data", default=None, help="folder of the data set")
-    options = parser.parse_args(arguments)
+    """Train every run of a profile's study, or of one of its experiments."""
+    options = _study_options().parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        configs, results = study_configs(options.profile, options.data)
+        changes = dict(map(_change, options.set))
+        configs, results = study_configs(options.profile, options.data, options.only, changes)
+        results = options.results or results
+        where = {"processes": options.processes, "workers": options.workers}
+        configs = [replace(config, **where) for config in configs]
         missing = [config for config in configs if finished_run(config, resolve(results)) is None]
         if missing:  # a missing folder is told once, before any worker starts
             load(missing[0].dataset, missing[0].data_dir, **missing[0].data_options)
@@ -48,6 +54,26 @@ def train_study(arguments: list[str]) -> None:
     failed = [run.id for run in finished if run.status == "failed"]
     if failed:
         sys.exit(f"{len(failed)} runs failed: {', '.join(failed)}; their files in {results}/runs say why")
+
+
+def _study_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m saol_lib.training study")
+    parser.add_argument("--profile", default="cpu")
+    parser.add_argument("--data", default=None, help="folder of the data set")
+    parser.add_argument("--only", default=None, help="one file of the profile, such as cifar10-wrn")
+    parser.add_argument("--results", default=None, help="another results folder than the profile's")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as epochs=1, seeds=[0]")
+    parser.add_argument("--processes", type=int, default=1, help="data-parallel processes, one a GPU, for each run")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode images, for each run")
+    return parser
+
+
+def _change(text: str) -> tuple[str, Any]:
+    """A setting as YAML reads it; ValueError where it is none."""
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise ValueError(f"--set {text} is no setting; write NAME=VALUE, as in epochs=1")
+    return name, yaml.safe_load(value)
 
 
 if __name__ == "__main__":  # workers import this file

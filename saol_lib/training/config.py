@@ -318,11 +318,20 @@ def finetuning(
     first = {config.seed: run_id(config.identity()) for config in base}
 
     tuned = [replace(config, start=first.get(config.seed)) for config in grid(arms, seeds, **values)]
-    changes = dict(continued or {})
+    return {"trained": base, "fine-tuned": tuned} | continuing(tuned, continued)
+
+
+def continuing(configs: list[RunConfig], changes: dict | None = None) -> dict[str, list[RunConfig]]:
+    """The stages "continued" and "enlarged": configs once more, started from what they have trained.
+
+    changes: fields of the two stages that are others, and "arms", the only ones that go on. ABN is not enlarged: its
+    map has twice the resolution as it is.
+    """
+    changes = dict(changes or {})
     going_on = changes.pop("arms", None)
-    again = [_continued(config, changes) for config in tuned if going_on is None or config.arm in going_on]
+    again = [_continued(config, changes) for config in configs if going_on is None or config.arm in going_on]
     larger = [replace(config, enlarge=True) for config in again if "abn" not in config.arm]
-    return {"trained": base, "fine-tuned": tuned, "continued": again, "enlarged": larger}
+    return {"continued": again, "enlarged": larger}
 
 
 def _continued(config: RunConfig, changes: dict) -> RunConfig:

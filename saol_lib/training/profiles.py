@@ -1,34 +1,37 @@
 """Profiles: what the files of notebooks/profiles/<profile> ask for, as configurations of runs.
 
-`NN.yaml` holds the parameters of notebook NN; where it names arms, they are runs of the study. `study.yaml` holds runs
-that belong to no notebook: `{results, common: {...}, grids: [{...overrides, arms, seeds}]}`.
+`NN.yaml` holds the parameters of notebook NN; where it names arms, they are runs of the study. Every other file, as
+`study.yaml` or `cifar10-wrn.yaml`, is an experiment, runs that belong to no notebook:
+`{results, common: {...}, grids: [{...overrides, arms, seeds}]}`. In a grid, `continued: {...}` asks for every run once
+more with these changes, started from it, as it was and with twice the resolution.
 """
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 
 from saol_lib.training import files
-from saol_lib.training.config import RunConfig, finetuning, grid
+from saol_lib.training.config import RunConfig, continuing, finetuning, grid
 from saol_lib.training.runs import run_id
 
-STUDY = "study.yaml"
 
-
-def study_configs(profile: str, data_dir: str | None = None) -> tuple[list[RunConfig], str]:
+def study_configs(
+    profile: str,
+    data_dir: str | None = None,
+    only: str | None = None,
+    changes: Mapping | None = None,
+) -> tuple[list[RunConfig], str]:
     """The runs of a profile's study, each once, and their results folder; ValueError with one sentence.
 
-    data_dir: the folder of the data set; None: what the files say.
+    data_dir: the folder of the data set; None: what the files say. only: the name of one file, without .yaml.
+    changes: settings that take the place of what the files say, {"epochs": 1} say.
     """
-    folder = files.ROOT / "notebooks" / "profiles" / profile
-    paths = sorted(folder.glob("*.yaml"))
-    if not paths:
-        raise ValueError(f"profile {profile!r} has no files in notebooks/profiles; see the folders there")
-
     found, places = {}, {}
-    for path in paths:
-        configs, place = read_runs(path, data_dir)
+    for path in _files(profile, only):
+        configs, place = read_runs(path, data_dir, changes)
         if configs:
             places[place] = path.name
         for config in configs:
@@ -42,27 +45,53 @@ def study_configs(profile: str, data_dir: str | None = None) -> tuple[list[RunCo
     return list(found.values()), next(iter(places))
 
 
-def read_runs(path: Path, data_dir: str | None = None) -> tuple[list[RunConfig], str]:
+def _files(profile: str, only: str | None) -> list[Path]:
+    folder = files.ROOT / "notebooks" / "profiles" / profile
+    paths = sorted(folder.glob("*.yaml"))
+    if not paths:
+        raise ValueError(f"profile {profile!r} has no files in notebooks/profiles; see the folders there")
+    if only is None:
+        return paths
+
+    names = [path.stem for path in paths]
+    if only not in names:
+        raise ValueError(f"profile {profile!r} has no file {only}.yaml; choose one of {', '.join(names)}")
+    return [paths[names.index(only)]]
+
+
+def experiments(profile: str) -> list[Path]:
+    """The files of a profile that are experiments, in the order of their names."""
+    return [path for path in _files(profile, None) if is_experiment(path)]
+
+
+def is_experiment(path: Path) -> bool:
+    """Whether a profile's file names runs that belong to no notebook: its name is not two digits."""
+    return re.fullmatch(r"\d\d", path.stem) is None
+
+
+def read_runs(path: Path, data_dir: str | None = None, changes: Mapping | None = None) -> tuple[list[RunConfig], str]:
     """The runs of a study that one profile file names, and their results folder; none where it names no study.
 
     Fine-tuning (`trained`) has an order of its own, which its notebook keeps: it is no study, see `notebook_runs`.
     """
     values = read_yaml(path)
-    if path.name != STUDY and "trained" in values:
+    if not is_experiment(path) and "trained" in values:
         return [], _results(path, values)
-    return notebook_runs(path, data_dir)
+    return notebook_runs(path, data_dir, changes)
 
 
-def notebook_runs(path: Path, data_dir: str | None = None) -> tuple[list[RunConfig], str]:
+def notebook_runs(
+    path: Path, data_dir: str | None = None, changes: Mapping | None = None
+) -> tuple[list[RunConfig], str]:
     """Every run that one profile file names, fine-tuning in the order of its stages, and their results folder."""
     values = read_yaml(path)
     where = f"profile file {path.parent.name}/{path.name}"
-    tables = _study_tables(values, where) if path.name == STUDY else _notebook_tables(values)
+    tables = _study_tables(values, where) if is_experiment(path) else _notebook_tables(values)
+    given = {"data_dir": data_dir} if data_dir else {}
 
     configs = []
     for table in tables:
-        if data_dir:
-            table = table | {"data_dir": data_dir}
+        table = table | given | (changes or {})
         try:
             configs += _configs(table)
         except (ValueError, TypeError) as error:
@@ -74,10 +103,19 @@ def _configs(table: dict) -> list[RunConfig]:
     for name in ("arms", "seeds"):
         if not isinstance(table[name], list):
             raise ValueError(f"{name}={table[name]!r} must be a list, as in [{table[name]}]")
-    if "trained" not in table:
-        return grid(**table)
-    stages = finetuning(**table)
-    return [config for stage in stages.values() for config in stage]
+    if "trained" in table:
+        stages = finetuning(**table)
+        return [config for stage in stages.values() for config in stage]
+    return _with_continued(**table) if "continued" in table else grid(**table)
+
+
+def _with_continued(continued: dict, **values) -> list[RunConfig]:
+    """A grid's runs, and each of them continued."""
+    if not isinstance(continued, dict):
+        raise ValueError(f"continued={continued!r} must be a table, as in {{epochs: 10, lr: 0.001}}")
+    configs = grid(**values)
+    stages = continuing(configs, continued)
+    return [*configs, *stages["continued"], *stages["enlarged"]]
 
 
 def _results(path: Path, values: dict) -> str:

@@ -1,0 +1,238 @@
+"""The paper profile without a GPU and without its data: what is counted, what is rehearsed, and the page that tells it.
+
+`python -m saol_lib.evidence.dryrun` counts every network of the profile at full size, rehearses each of them with every
+loss on made data (two steps, saved, resumed, evaluated, loaded again; then by two processes), and writes
+results/paper/costs.json, results/paper/README.md and the counted lines of the profile's files.
+`--small` rehearses the small networks alone, `--count` none, `--page` only writes the page from costs.json.
+"""
+
+import argparse
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from saol_lib.data import load
+from saol_lib.evidence import made_data
+from saol_lib.evidence.forecast import count, structure
+from saol_lib.evidence.paper import PROFILE, case_name, read_costs, write_costs, write_page
+from saol_lib.training import ARMS, RunConfig, evaluate, load_model, read_runs, train
+from saol_lib.training.checkpoints import load_checkpoint
+from saol_lib.training.distributed import launch
+from saol_lib.training.loop import Trainer
+from saol_lib.training.profiles import experiments
+from saol_lib.training.recipe import batches
+from saol_lib.training.runs import run_id
+
+SMALL = ("wrn-40-2",)
+SMALL_ARMS = ("gap_fc", "saol_cutmix_ss_sd")
+FULLEST = "saol_cutmix_ss_sd"  # the arm with every loss
+
+
+def profile_runs() -> list[RunConfig]:
+    """Every run of the profile's experiments, each once."""
+    found = {}
+    for path in experiments(PROFILE):
+        for config in read_runs(path)[0]:
+            found.setdefault(run_id(config.identity()), config)
+    return list(found.values())
+
+
+# --- which runs stand for all -----------------------------------------------------------------------------------------
+
+
+def representatives(configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """One run for each network, losses and options, with CutMix where the profile has it so.
+
+    Of a network on a further data set only the first run with every loss: nothing but the number of classes is new.
+    """
+    found: dict[str, RunConfig] = {}
+    for config in configs:
+        name = case_name(replace(config, dataset="cifar10", arm=_without_cutmix(config.arm)))
+        known = found.get(name)
+        if known is None or (known.dataset == config.dataset and _is_cutmix(config) > _is_cutmix(known)):
+            found[name] = config
+
+    further: dict[tuple, RunConfig] = {}
+    there = {(config.dataset, config.backbone) for config in found.values()}
+    for config in configs:
+        if config.arm == FULLEST and (config.dataset, config.backbone) not in there:
+            further.setdefault(config.dataset, config)
+    return [*found.values(), *further.values()]
+
+
+def _without_cutmix(arm: str) -> str:
+    """The arm with the same losses that has no CutMix, where there is one; with L_SS there is none."""
+    plain = arm.replace("_cutmix", "")
+    return plain if plain in ARMS else arm
+
+
+def _is_cutmix(config: RunConfig) -> bool:
+    return ARMS[config.arm].cutmix
+
+
+def for_two(configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """Of the representatives those that two processes rehearse: a network's fullest arm, or its last one."""
+    found = {}
+    for config in configs:
+        known = found.get(config.backbone)
+        if known is None or known.arm != FULLEST:
+            found[config.backbone] = config
+    return list(found.values())
+
+
+def small(configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """The representatives that CI rehearses."""
+    is_small = [config for config in configs if config.backbone in SMALL and config.dataset == "cifar10"]
+    return [config for config in is_small if config.arm in SMALL_ARMS]
+
+
+# --- the rehearsal ----------------------------------------------------------------------------------------------------
+
+
+def rehearsal(config: RunConfig, data_dir: Path, processes: int = 1) -> RunConfig:
+    """The same network, losses and optimiser for one epoch on a CPU, two images a process and step, from no weights."""
+    return replace(
+        config,
+        data_dir=str(data_dir),
+        epochs=1,
+        eval_every=1,
+        warmup_epochs=0,
+        batch_size=2 * processes,
+        accumulate=1,
+        processes=processes,
+        autocast="none",
+        device="cpu",
+        pretrained=False,
+        start=None,
+    )
+
+
+def rehearse(config: RunConfig, data_dir: Path, results: Path) -> None:
+    """A step, a checkpoint, a second step by another trainer from it, evaluation, and the network loaded again.
+
+    Raises RuntimeError naming what did not come out as it should; whatever else goes wrong is raised as it is.
+    """
+    config = rehearsal(config, data_dir)
+    trainer = Trainer(config, results)
+    trainer.model.train()
+    images, labels = next(trainer.train_batches.epoch(config.batch_size, config.seed, 0))
+    trainer.step(0, 0, images, labels)
+    trainer._save((0, 1))
+    saved, _ = load_checkpoint(trainer.folder)
+    del trainer
+
+    run = train(config, results, progress=False)
+    after, _ = load_checkpoint(results / "checkpoints" / run.id)
+    _check(set(run.epochs[0]) >= {f"loss_{term}" for term in config.terms}, f"{run.id} lacks a loss: {run.epochs}")
+    _check(saved.keys() <= after.keys() | _sums(saved), f"{run.id} went on from another network")
+    _check(_moved(saved, after), f"{run.id} did not move a weight in its second step")
+
+    model = load_model(run, results, device="cpu")
+    dataset = load(config.dataset, config.data_dir, **config.data_options)
+    _, evaluation = batches(config, dataset, torch.device("cpu"))
+    scores = {f"{name}_last": value for name, value in evaluate(model, evaluation).items()}
+    _check(scores.items() <= run.metrics.items(), f"{run.id} evaluates to {scores}, its file says {run.metrics}")
+
+
+def _sums(tensors: dict) -> set[str]:
+    return {name for name in tensors if name.startswith("sum.")}
+
+
+def _moved(before: dict, after: dict) -> bool:
+    names = [name for name in before if name.startswith("model.") and before[name].is_floating_point()]
+    return any(not torch.equal(before[name], after[name]) for name in names)
+
+
+def _check(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise RuntimeError(sentence)
+
+
+def rehearse_by_two(configs: Sequence[RunConfig], data_dir: Path, results: Path) -> None:
+    """One step of each config by two processes, which train, evaluate and record together."""
+    asked = [rehearsal(config, data_dir, processes=2) for config in configs]
+    launch(_train_all, (asked, data_dir, results), 2)
+    for config in asked:
+        path = results / "runs" / f"{run_id(config.identity())}.json"
+        _check(path.exists(), f"two processes left no {path.name}")
+
+
+def _train_all(configs: Sequence[RunConfig], data_dir: Path, results: Path) -> None:
+    made_data.trust(data_dir)
+    for config in configs:
+        train(config, results, progress=False)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def rehearse_all(configs: Sequence[RunConfig], folder: Path) -> dict[str, str]:
+    """Rehearse every config by one process and some by two; {case: by whom}."""
+    data_dir = made_data.make_data(folder / "data")
+    passed = {}
+    with made_data.trusted(data_dir):
+        for number, config in enumerate(configs, 1):
+            name = case_name(config)
+            began = time.perf_counter()
+            rehearse(config, data_dir, folder / "one" / str(number))
+            passed[name] = "one process"
+            print(f"{number}/{len(configs)} {name}: passed in {time.perf_counter() - began:.0f} s", flush=True)
+
+        together = for_two(configs)
+        rehearse_by_two(together, data_dir, folder / "two")
+        for config in together:
+            passed[case_name(config)] = "one process, two processes"
+        print(f"by two processes: {', '.join(sorted(config.backbone for config in together))}", flush=True)
+    return passed
+
+
+def count_all(configs: Sequence[RunConfig], known: dict | None = None) -> dict[str, dict]:
+    """What each distinct network of these runs costs, by the name of its structure."""
+    found = {}
+    for config in configs:
+        shape = structure(config)
+        name = case_name(shape)
+        if name not in found:
+            found[name] = count(config)._asdict()
+            if known is None or name not in known:
+                print(f"counted {name}: {found[name]['multiply_adds'] / 1e9:.2f} G multiply-adds", flush=True)
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m saol_lib.evidence.dryrun", description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="the small networks alone; writes nothing")
+    parser.add_argument("--count", action="store_true", help="count and write, rehearse nothing")
+    parser.add_argument("--page", action="store_true", help="write the page from what was counted and rehearsed before")
+    options = parser.parse_args(words)
+    logging.getLogger("saol_lib").setLevel(logging.ERROR)
+    if options.page:
+        write_page()
+        return
+
+    began = time.perf_counter()
+    configs = profile_runs()
+    chosen = representatives(configs)
+    if options.small:
+        chosen = small(chosen)
+        counted = count_all(chosen)
+    else:
+        counted = count_all(configs)
+    passed = read_costs().get("rehearsed", {})
+    if not options.count:
+        with tempfile.TemporaryDirectory() as folder:
+            passed = rehearse_all(chosen, Path(folder))
+    if not options.small:
+        write_costs(counted, passed)
+        print(write_page())
+    print(f"{len(counted)} networks counted, {len(passed)} cases rehearsed: {time.perf_counter() - began:.0f} s")
+
+
+if __name__ == "__main__":  # processes import this file
+    sys.exit(main())
