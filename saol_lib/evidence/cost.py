@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
-from torchvision.io import write_jpeg
 from torchvision.transforms import v2
 
 from saol_lib.data import Stream, load
@@ -233,7 +233,8 @@ def write_image_tree(root: Path, images: int, side: int, classes: int = 2) -> No
             folder.mkdir(parents=True, exist_ok=True)
             coarse = torch.rand(1, 3, 12, 12, generator=generator)
             smooth = F.interpolate(coarse, (side, side), mode="bilinear")[0]
-            write_jpeg((255 * smooth).byte(), str(folder / f"{number:05d}.jpg"))
+            pixels = (255 * smooth).byte().permute(1, 2, 0).numpy()
+            Image.fromarray(pixels).save(folder / f"{number:05d}.jpg", quality=85)
 
 
 def streaming_passes(root: Path, workers: int = 0, batch_size: int = 32, side: int = 224) -> Functions:

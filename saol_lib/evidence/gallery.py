@@ -25,8 +25,8 @@ def evaluated_on(config: RunConfig, dataset: Dataset) -> Split:
     return evaluation
 
 
-def first_of_each_class(labels: Tensor, most: int = 10) -> Tensor:
-    """The rule for pictures: the index of the first image of each class, in the order of the classes."""
+def first_of_each_class(labels: Tensor, most: int = 6) -> Tensor:
+    """The rule for pictures: the index of the first image of each of the first `most` classes."""
     firsts = []
     for label in labels.unique()[:most]:
         places = (labels == label).nonzero()[:, 0]
@@ -60,8 +60,9 @@ def attention_pictures(runs: Sequence[Run], results: str | Path, dataset: Datase
     _, pixels = batches(config, dataset, torch.device("cpu"))
     index = first_of_each_class(evaluation.labels)
     images = evaluation.pictures(index)
+    model = load_model(here[0], results, "cpu")
     with torch.inference_mode():
-        outputs = load_model(here[0], results, "cpu")(pixels.normalise(images))
+        outputs = model(pixels.normalise(images))
 
     boxes = None if evaluation.boxes is None else evaluation.boxes[index]
     titles = [dataset.classes[label] for label in evaluation.labels[index]]

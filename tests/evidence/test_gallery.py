@@ -29,8 +29,8 @@ def test_a_picture_is_drawn_saved_and_shown_where_the_weights_are_gone(trained, 
     home, runs, data = trained
     assert gallery.attentive_here(runs, home) == runs[1:]
     figure = gallery.attention_pictures(runs, home, data, "01_attention")
-    titles = [axes.get_title() for axes in figure.axes[:20] if axes.get_title()]
-    assert titles == list(data.classes)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titles == list(data.classes[:6])
 
     saved = tmp_path / "figures" / "01_attention.png"
     assert gallery.attention_pictures(runs, tmp_path, data, "01_attention") == gallery.NO_WEIGHTS
