@@ -1,4 +1,4 @@
-"""From runs to verdicts, tables and figures: statistics, claims, tables, readme, figures, cost."""
+"""From runs to verdicts, tables and figures; and what the notebooks ask and show."""
 
 from importlib import import_module
 

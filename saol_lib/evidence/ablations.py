@@ -133,9 +133,9 @@ class Ablations:
         return table.set_index("effect (points)")
 
     def in_words(self, *names: str) -> str:
-        """Some steps as one line; those that have not run are left out."""
+        """Some steps as one line, in percentage points; those that have not run are left out."""
         told = [f"{name}: {self.found[name].mean:+.1f}" for name in names if name in self.found]
-        return "; ".join(told) or "not run yet"
+        return f"{'; '.join(told)} (percentage points)" if told else "not run yet"
 
 
 def _usual(runs: Sequence[Run]) -> dict:

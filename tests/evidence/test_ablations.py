@@ -65,7 +65,7 @@ def test_the_table_the_figure_and_the_words_tell_the_same_differences():
     (axes,) = found.figure().axes
     drawn = [x for part in axes.collections for x, _ in part.get_offsets()]
     assert sorted(drawn) == [2.0, 3.0]
-    assert found.in_words("SAOL − GAP-FC", "CutMix on SAOL") == "SAOL − GAP-FC: +2.5"
+    assert found.in_words("SAOL − GAP-FC", "CutMix on SAOL") == "SAOL − GAP-FC: +2.5 (percentage points)"
 
 
 def test_the_spread_is_pooled_by_degrees_of_freedom():
