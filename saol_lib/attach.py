@@ -1,16 +1,19 @@
 """SAOL on any convolutional classifier: `attach_saol`, and the network it gives, `SAOLNet`.
 
-The user's own forward runs as it is; forward hooks read the maps that it makes on its way. Which ones: `finding`.
+The user's own forward runs as it is. Forward hooks read the maps that it makes on its way; X_L, where it is made and
+pooled by functions alone, is read as the argument of a call. Which maps: `finding`.
 """
 
 import difflib
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from saol_lib.finding import (
     SQUARE,
@@ -18,6 +21,8 @@ from saol_lib.finding import (
     Call,
     End,
     Recording,
+    Spot,
+    Use,
     descendants,
     find_end,
     finer_levels,
@@ -27,6 +32,7 @@ from saol_lib.finding import (
     record,
     shallowest,
     spare,
+    spot_given,
     tensor_at,
 )
 from saol_lib.layers import GAPFC, SAOL, Outputs, SaolOptions
@@ -36,7 +42,7 @@ HEADS = ("gap", "saol")
 LEVELS = 3  # maps that feed SAOL where none is named, as in the paper
 
 log = logging.getLogger(__name__)
-_running = threading.local()  # .maps: those of the forward pass that runs in this thread
+_running = threading.local()  # of the forward pass that runs in this thread: .maps, and .listening, a Listening
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -59,11 +65,53 @@ class Tap:
         maps[self] = tensor.clone() if self.clone else tensor
 
 
+class FunctionTap:
+    """What a call of a function in the backbone's own forward is given, in training (True) and evaluation (False)."""
+
+    def __init__(self, name: str, clone: bool, spots: dict[bool, Spot]) -> None:
+        self.name, self.clone, self.spots = name, clone, spots
+
+
+class Listening(TorchFunctionMode):
+    """Keeps the map that a `FunctionTap` tells of, in the pass that runs under this mode."""
+
+    def __init__(self, tap: FunctionTap, training: bool, maps: dict) -> None:
+        super().__init__()
+        self.tap, self.spot, self.maps = tap, tap.spots[training], maps
+        self.counting = self.spot.after is None
+        self.calls = 0
+
+    def begin(self) -> None:
+        self.counting, self.calls = True, 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self.counting and function.__name__ == self.spot.function:
+            if self.calls == self.spot.number:
+                tensor = [*args, *kwargs.values()][self.spot.argument]
+                self.maps[self.tap] = tensor.clone() if self.tap.clone else tensor
+            self.calls += 1
+        return function(*args, **kwargs)
+
+
+class Begin:
+    """A forward hook on the module after which a `Listening` counts calls."""
+
+    def __init__(self, tap: FunctionTap, after: str) -> None:
+        self.tap, self.after = tap, after
+
+    def __call__(self, module: nn.Module, given: tuple, made: object) -> None:
+        listening = getattr(_running, "listening", None)
+        if isinstance(listening, Listening) and listening.tap is self.tap and listening.spot.after == self.after:
+            listening.begin()
+
+
 class SAOLNet(nn.Module):
     """A backbone with a GAP-FC layer, a SAOL, or both.
 
     body   the backbone; its own forward runs as it is
-    taps   hooks on its modules, one a map, shallow to deep; the last map is X_L, what the backbone pools
+    taps   where its maps are read, shallow to deep: hooks on its modules, or a `FunctionTap` as the last one; the last
+           map is X_L, what the backbone pools
     logits where the backbone's own logits stand in what it returns, in training (True) and evaluation (False), if its
            classifier serves as the GAP-FC layer; else None
     gap    a new GAP-FC layer on X_L, or None
@@ -75,7 +123,7 @@ class SAOLNet(nn.Module):
     def __init__(
         self,
         body: nn.Module,
-        taps: list[Tap],
+        taps: list[Tap | FunctionTap],
         logits: dict[bool, tuple] | None,
         gap: nn.Module | None,
         saol: SAOL | None,
@@ -103,12 +151,18 @@ class SAOLNet(nn.Module):
 
     def maps(self, images: Tensor) -> tuple[object, list[Tensor]]:
         """What the backbone returns for images (B, C, H, W), and the maps (B, C_l, H_l, W_l) it makes on its way."""
-        outer = getattr(_running, "maps", None)
-        _running.maps = found = {}
+        found = {}
+        listening = nullcontext()
+        if isinstance(self.taps[-1], FunctionTap):
+            listening = Listening(self.taps[-1], self.body.training, found)
+
+        outer = getattr(_running, "maps", None), getattr(_running, "listening", None)
+        _running.maps, _running.listening = found, listening
         try:
-            made = self.body(images)
+            with listening:
+                made = self.body(images)
         finally:
-            _running.maps = outer
+            _running.maps, _running.listening = outer
         for tap in self.taps:
             if tap not in found:
                 raise RuntimeError(f"{tap.name!r} was not called in this pass, so it gives no map; name another node")
@@ -161,6 +215,8 @@ def attach_saol(
     nodes: names of the modules whose maps (B, C, H, W) feed SAOL, shallow to deep; the last one must give X_L, what
     the network pools (where it pools nothing, its last map before flattening). None: X_L and two finer levels, each
     at least 1.5 times wider than the next; of each the output of the module least nested, the latest of several.
+    Where X_L is made and pooled by functions alone, `F.avg_pool2d(F.relu(self.bn(x)), 4)` say, the name of the call
+    that is given it stands for it, "avg_pool2d()"; torch.export, torch.compile and threads read it there as well.
     num_classes: None for as many as the network's own classifier gives. That stays as the GAP-FC layer if it gives
     `num_classes`; else a new linear layer takes its place. The modules are shared with `model`, not copied.
     heads: "gap", "saol" or both. seed: of the new layers' first weights.
@@ -199,7 +255,6 @@ def read_network(
 
     wheres = _choose(model, nodes, found.recordings, ends)
     unread = [] if own else _only_after(found, ends)
-    last = ends[0].last.tensor
     plan = Plan(
         wheres,
         num_classes,
@@ -207,8 +262,8 @@ def read_network(
         _logits(found.recordings, ends) if own else None,
         unread,
         bool(unread) and _runs_without(found, unread),
-        last.device,
-        last.dtype,
+        _device(model),
+        ends[0].last.tensor.dtype,
         found.channels,
         found.size,
     )
@@ -234,6 +289,19 @@ def attached(body: nn.Module, plan: Plan, seed: int | None, options: SaolOptions
     net = SAOLNet(body, taps, plan.logits, gap, saol, plan.channels, plan.size)
     net.training = training  # and not net.train(), which would undo frozen normalisations
     return net
+
+
+def find_nodes(model: nn.Module) -> tuple[str, ...]:
+    """The nodes that `attach_saol` chooses by itself, shallow to deep: up to two finer levels and X_L."""
+    _check_request(model, None, HEADS)
+    found = _find(model)
+    ends = [_checked_end(model, recording, None) for recording in found.recordings]
+    return tuple(where.name for where in _choose(model, None, found.recordings, ends))
+
+
+def _device(model: nn.Module) -> torch.device:
+    tensors = [*model.parameters(), *model.buffers()]
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def _logits(recordings: list[Recording], ends: list[End]) -> dict[bool, tuple]:
@@ -284,7 +352,7 @@ def _find(model: nn.Module) -> Found:
                 return found
             if found := _try(model, squares, real, both, errors):
                 return _widened(found)
-        if not any(_needs_numbers(error) for error in errors):
+        if not any(_wants_numbers(error) for error in errors):
             break
     why = str(errors[0]).strip().split("\n")[0]
     raise ValueError(
@@ -293,26 +361,37 @@ def _find(model: nn.Module) -> Found:
     )
 
 
-def _needs_numbers(error: Exception) -> bool:
-    """Whether a pass without numbers failed since the network decides by them."""
-    return "fake_tensor" in type(error).__module__ or "DataDependent" in type(error).__name__ or "meta" in str(error)
+def _wants_numbers(error: Exception) -> bool:
+    """Whether a pass without numbers failed since the network decides by them, or brings tensors that have some."""
+    return isinstance(error, NotImplementedError) or "meta" in str(error).lower()
 
 
 def _try(
     model: nn.Module, sizes: Sequence[tuple[int, int]], real: bool, both: bool, errors: list[Exception]
 ) -> Found | None:
     """The first size and number of channels with which the network runs, in evaluation or in both modes."""
+    modes = (False, True) if both else (False,)
     for size in sizes:
         for channels in _channels_to_try(model):
+            recordings = [Recording(size, training) for training in modes]
+            trial = spare(model, real=real)
             try:
-                recordings = [record(spare(model), channels, size, False, real)]
-                if both:
-                    recordings.append(record(spare(model), channels, size, True, real))
+                for recording in recordings:
+                    record(recording, trial, channels)
             except Exception as error:
                 errors.append(error)
+                if not real and _wants_numbers(error):
+                    return None
+                if _took_image(model, recordings[0]):
+                    break
                 continue
             return Found(model, channels, size, recordings, real)
     return None
+
+
+def _took_image(model: nn.Module, recording: Recording) -> bool:
+    """Whether the image's number of channels was right: a convolution has given a map."""
+    return any(isinstance(model.get_submodule(call.name), nn.Conv2d) for call in recording.calls)
 
 
 def _channels_to_try(model: nn.Module) -> list[int]:
@@ -361,12 +440,13 @@ def replaced(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
 
 
 class Where(NamedTuple):
-    """Where a map is read: at the output, or the input, of a module."""
+    """Where a map is read: at the output, or the input, of a module; or in a function's call, in both modes."""
 
     name: str
     of_input: bool
     clone: bool
     channels: int
+    spots: dict[bool, Spot] | None = None
 
 
 def _checked_end(model: nn.Module, recording: Recording, num_classes: int | None) -> End:
@@ -400,28 +480,38 @@ def _choose(model: nn.Module, nodes: Sequence[str] | None, recordings: list[Reco
     exact = _in_all([_giving(recording, end) for recording, end in passes])
     taking = _in_all([_taking(recording, end) for recording, end in passes])
     before = _in_all([maps_before(recording, end.last) for recording, end in passes])
-    last = shallowest(list(exact.values())) if exact else None
-    if last is None and taking:
-        last = shallowest(list(taking.values()))
-    if last is None:
-        shape = tuple(ends[0].last.tensor.shape[1:])
-        near = ", ".join(list(before)[-3:])
-        raise ValueError(
-            f"the last map {shape} of {type(model).__name__} is made and pooled by functions in its forward, where "
-            f"no hook can read it (the last modules that give maps are {near}): pool it by a module, "
-            "nn.AdaptiveAvgPool2d(1) say"
-        )
+    spots = {}
+    if not exact and not taking:
+        spots = _spots(model, passes, list(before))
 
+    if spots:
+        last_name = f"{spots[False].function}()"
+        lasts = [last_name]
+    else:
+        lasts = list(exact or taking)
+        last_name = shallowest(list((exact or taking).values())).name
     if nodes is None:
         finer = finer_levels(before, ends[0].last, LEVELS - 1)
     else:
-        finer = list(nodes[:-1])
-        _check_nodes(model, nodes, recordings, exact or taking, last.name)
-        last = (exact or taking)[nodes[-1]]
+        _check_nodes(model, nodes, recordings, lasts, last_name)
+        *finer, last_name = nodes
 
     wheres = [_where(name, recordings) for name in finer]
-    clone = any(end.last.version != end.last.tensor._version for end in ends)
-    return [*wheres, Where(last.name, not exact, clone, ends[0].last.tensor.shape[1])]
+    clone = any(_changes_later(end.last) for end in ends)
+    return [*wheres, Where(last_name, not exact, clone, ends[0].last.tensor.shape[1], spots or None)]
+
+
+def _spots(model: nn.Module, passes: list[tuple[Recording, End]], near: list[str]) -> dict[bool, Spot]:
+    """The call of a function that is given X_L, in training and evaluation."""
+    found = {recording.training: spot_given(recording, end) for recording, end in passes}
+    if None in found.values():
+        shape = tuple(passes[0][1].last.tensor.shape[1:])
+        raise ValueError(
+            f"the last map {shape} of {type(model).__name__} is seen by no module and no function of torch alone "
+            f"(the last modules that give maps are {', '.join(near[-3:])}): pool it by a module, "
+            "nn.AdaptiveAvgPool2d(1) say"
+        )
+    return {mode: found.get(mode, found[False]) for mode in (True, False)}
 
 
 def _in_all(found: list[dict[str, Call]]) -> dict[str, Call]:
@@ -430,9 +520,16 @@ def _in_all(found: list[dict[str, Call]]) -> dict[str, Call]:
 
 
 def _giving(recording: Recording, end: End) -> dict[str, Call]:
-    """The modules that give X_L."""
+    """The modules that give X_L, or its memory before it was changed in place."""
     wanted = place(end.last.tensor)
-    return {name: call for name, call in recording.last_calls().items() if place(call.made.tensor) == wanted}
+    found = {name: call for name, call in recording.last_calls().items() if place(call.made.tensor) == wanted}
+    if _changes_later(end.last):
+        return {name: call for name, call in found.items() if call.made.value is end.last.value}
+    return found
+
+
+def _changes_later(use: Use) -> bool:
+    return use.version != use.tensor._version
 
 
 def _taking(recording: Recording, end: End) -> dict[str, Call]:
@@ -447,17 +544,18 @@ def _taking(recording: Recording, end: End) -> dict[str, Call]:
 
 def _where(name: str, recordings: list[Recording]) -> Where:
     calls = [recording.last_calls()[name] for recording in recordings]
-    clone = any(call.made.version != call.made.tensor._version for call in calls)
+    clone = any(_changes_later(call.made) for call in calls)
     return Where(name, False, clone, calls[0].made.tensor.shape[1])
 
 
 def _check_nodes(
-    model: nn.Module, nodes: Sequence[str], recordings: list[Recording], lasts: dict[str, Call], pooled: str
+    model: nn.Module, nodes: Sequence[str], recordings: list[Recording], lasts: list[str], pooled: str
 ) -> None:
     kind, recording = type(model).__name__, recordings[0]
     calls = _in_all([recording.last_calls() for recording in recordings])
+    named = [node for node in nodes if node not in lasts or node in calls]
     maps = [name for name, call in calls.items() if is_map(call.made.tensor, recording.size)]
-    for node in nodes:
+    for node in named:
         if node not in calls:
             near = difflib.get_close_matches(node, maps, n=3, cutoff=0.3) or maps[-3:]
             there = node in dict(model.named_modules())
@@ -469,12 +567,18 @@ def _check_nodes(
             raise ValueError(f"node {node!r} gives {shape} for one image; expected a map (channels, H, W)")
     if nodes[-1] not in lasts:
         raise ValueError(f"the last node is {nodes[-1]!r}, but the network pools {pooled!r}: end the nodes with that")
-    places = [place(calls[node].made.tensor) for node in nodes]
+    places = [place(calls[node].made.tensor) for node in named]
     if len(set(places)) < len(places):
         raise ValueError(f"nodes={list(nodes)}: name at least one block, and none twice")
 
 
-def _tap(body: nn.Module, where: Where) -> Tap:
+def _tap(body: nn.Module, where: Where) -> Tap | FunctionTap:
+    if where.spots:
+        tap = FunctionTap(where.name, where.clone, where.spots)
+        for after in {spot.after for spot in where.spots.values()} - {None}:
+            body.get_submodule(after).register_forward_hook(Begin(tap, after))
+        return tap
+
     tap, module = Tap(where.name, where.clone), body.get_submodule(where.name)
     register: Callable = module.register_forward_pre_hook if where.of_input else module.register_forward_hook
     register(tap)
@@ -498,8 +602,9 @@ def _without(body: nn.Module, names: list[str], leave_out: bool) -> nn.Module:
 def _runs_without(found: Found, names: list[str]) -> bool:
     body = _without(found.body, names, True)
     try:
+        trial = spare(body, real=found.real)
         for recording in found.recordings:
-            record(spare(body), found.channels, found.size, recording.training, found.real)
+            record(Recording(found.size, recording.training), trial, found.channels)
     except Exception:
         return False
     return True

@@ -1,20 +1,21 @@
 """Where a network's maps are: its forward pass, recorded on an image without content. `attach_saol` is built on it.
 
 Nothing here runs when a network trains or predicts, and nothing of the user's network is changed: what is recorded
-is a copy that shares the weights.
+is a copy without numbers, on torch's meta device, or one that shares the weights where a network decides by numbers.
 """
 
-import logging
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, is_dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -22,23 +23,36 @@ BATCH = 2
 WIDE = (192, 320)  # (H, W); a map is known by following such a shape
 SQUARE = (224, 32, 28, 299, 64, 96, 128, 256, 331, 384, 48, 160, 192, 240, 288, 320, 380, 448, 512)
 WIDER = 1.5  # a finer level is so many times wider than the next
+BATCH_NORM = torch.ops.aten.native_batch_norm.default
 ALIKE = 1.2  # widths of one level, as far as convolutions without padding part them
 
 
 # --- a forward pass without numbers ----------------------------------------------------------------------------------
 
 
-def spare(model: nn.Module, hooks: bool = False) -> nn.Module:
-    """A copy to try things on: it shares the parameters, and has buffers of its own; with the hooks, or without."""
+def spare(model: nn.Module, hooks: bool = False, real: bool = False) -> nn.Module:
+    """A copy to try things on, with the hooks or without: all its tensors are on the meta device, which has no numbers.
+
+    real: it shares the parameters instead, and has buffers of its own.
+    """
     shared = list(model.parameters())
     for module in model.modules():
         shared += [value for value in vars(module).values() if isinstance(value, Tensor)]  # weight norm's, say
 
-    copy = deepcopy(model, {id(tensor): tensor for tensor in shared})
+    if real:
+        instead = {id(tensor): tensor for tensor in shared}
+    else:
+        instead = {id(tensor): _without_numbers(tensor) for tensor in [*shared, *model.buffers()]}
+    copy = deepcopy(model, instead)
     if not hooks:
         for module in copy.modules():
             _clear_hooks(module)
     return copy
+
+
+def _without_numbers(tensor: Tensor) -> Tensor:
+    empty = tensor.detach().to("meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _clear_hooks(module: nn.Module) -> None:
@@ -48,28 +62,22 @@ def _clear_hooks(module: nn.Module) -> None:
 
 
 @contextmanager
-def fake_pass(model: nn.Module, channels: int, size: tuple[int, int], batch: int = 1, real: bool = False):
-    """Gives images (B, C, H, W) on which `model`, a spare, can be called, and in which only shapes are computed.
-
-    real: numbers are computed, for networks that decide by them. No random state is moved.
+def fake_pass(model: nn.Module, channels: int, size: tuple[int, int], batch: int = 1):
+    """Gives images (B, C, H, W) on which `model`, a spare, can be called; only shapes are computed where it has no
+    numbers. No random state is moved.
     """
     tensors = [*model.parameters(), *model.buffers()]
     device = tensors[0].device if tensors else torch.device("cpu")
     floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
     dtype = floating[0] if floating else torch.float32
 
-    plain = real or device.type == "meta"
-    mode = nullcontext() if plain else FakeTensorMode(allow_non_fake_inputs=True)
+    new_tensors_too = device if device.type == "meta" else nullcontext()
     state = random.getstate()
-    log = logging.getLogger("torch._subclasses.fake_tensor")  # which reports every size that a network refuses
-    level = log.level
-    log.setLevel(logging.CRITICAL)
     try:
-        with torch.random.fork_rng(), mode, torch.no_grad():
+        with torch.random.fork_rng(), new_tensors_too, torch.no_grad():
             yield torch.zeros(batch, channels, *size, device=device, dtype=dtype)
     finally:
         random.setstate(state)
-        log.setLevel(level)
 
 
 # --- recording -------------------------------------------------------------------------------------------------------
@@ -107,6 +115,35 @@ class Call:
         return self.name.count(".")
 
 
+class Spot(NamedTuple):
+    """An argument of a call of a torch function in some module's forward.
+
+    after, number  the call: the number-th one of that function since the module `after` was called (None: since the
+                   pass began). So blocks left out at random, or hooks of the user's elsewhere, do not matter
+    argument       its place among the arguments
+    """
+
+    after: str | None
+    function: str
+    number: int
+    argument: int
+
+
+@dataclass(eq=False)
+class FunctionCall:
+    """A call of a torch function, and the maps among its arguments by their places."""
+
+    after: str | None
+    function: str
+    number: int
+    given: dict[int, Use]
+    made: list[Value] = field(default_factory=list)  # the values of the tensors that it gives
+
+    @property
+    def key(self) -> tuple:
+        return self.after, self.function, self.number
+
+
 def place(tensor: Tensor) -> tuple:
     """Equal for tensors that are the same view of the same memory."""
     return _memory(tensor), tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
@@ -127,10 +164,13 @@ class Recording(TorchDispatchMode):
         self.size, self.training = size, training
         self.values: list[Value] = []
         self.calls: list[Call] = []
+        self.functions: list[FunctionCall] = []
         self.image: Value | None = None
         self.outputs: list[tuple[tuple, Use]] = []  # the network's own, each with its place in what it returns
         self._latest: dict[int, Value] = {}
         self._kept: list[Tensor] = []  # alive, so that no memory is used twice
+        self._after: str | None = None
+        self._since: Counter[str] = Counter()  # how often each function was called after that module
 
     def use(self, tensor: Tensor) -> Use:
         memory = _memory(tensor)
@@ -146,7 +186,7 @@ class Recording(TorchDispatchMode):
         sources = [self.use(tensor) for tensor in given]
         known = {_memory(tensor) for tensor in given}
 
-        made = function(*args, **kwargs)
+        made = _computed(function, args, kwargs)
 
         written = list(_written(function, args, kwargs))
         changed = {_memory(tensor) for tensor in written}
@@ -176,7 +216,18 @@ class Recording(TorchDispatchMode):
         elif tensor.ndim == 4 and is_map(tensor.permute(0, 3, 1, 2), self.size):
             value.channels_last = True
 
+    def note_function(self, name: str, given: list) -> FunctionCall:
+        maps = {}
+        for i, value in enumerate(given):
+            if isinstance(value, Tensor) and is_map(value, self.size):
+                maps[i] = self.use(value)
+        call = FunctionCall(self._after, name, self._since[name], maps)
+        self._since[name] += 1
+        self.functions.append(call)
+        return call
+
     def note_call(self, name: str, module: nn.Module, given: tuple, made: object) -> None:
+        self._after, self._since = name, Counter()
         if isinstance(made, Tensor):
             tensors = [value for value in given if isinstance(value, Tensor)]
             self.calls.append(Call(name, tensors, self.use(made)))
@@ -188,6 +239,28 @@ class Recording(TorchDispatchMode):
             found.pop(call.name, None)
             found[call.name] = call
         return found
+
+
+class Functions(TorchFunctionMode):
+    """Tells a recording of the torch functions that are called in a pass."""
+
+    def __init__(self, recording: Recording) -> None:
+        super().__init__()
+        self.recording = recording
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        call = self.recording.note_function(function.__name__, [*args, *kwargs.values()])
+        made = function(*args, **kwargs)
+        tensors = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
+        call.made = [self.recording.use(tensor).value for tensor in tensors]
+        return made
+
+
+def _computed(function, args: tuple, kwargs: dict) -> object:
+    if function is BATCH_NORM and args[0].is_meta:  # whose own shapes take torch fifty times longer than others'
+        return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+    return function(*args, **kwargs)
 
 
 def _written(function, args: tuple, kwargs: dict) -> Iterator[Tensor]:
@@ -209,25 +282,22 @@ def is_map(tensor: Tensor, size: tuple[int, int]) -> bool:
     return rows < columns and abs(rows - columns * size[0] / size[1]) <= 1
 
 
-def record(
-    model: nn.Module, channels: int, size: tuple[int, int], training: bool = False, real: bool = False
-) -> Recording:
-    """One pass of a spare, in one mode. Raises whatever the network raises."""
-    recording = Recording(size, training)
-    model.train(training)
+def record(recording: Recording, model: nn.Module, channels: int) -> None:
+    """One pass of a spare, in the recording's mode. Raises whatever the network raises."""
+    model.train(recording.training)
     hooks = []
     for name, module in model.named_modules():
         if name:
             hooks.append(module.register_forward_hook(partial(recording.note_call, name)))
     try:
-        with fake_pass(model, channels, size, BATCH, real) as images, recording:
+        with fake_pass(model, channels, recording.size, BATCH) as images, recording:
             recording.image = recording.use(images).value
-            made = model(images)
+            with Functions(recording):
+                made = model(images)
     finally:
         for hook in hooks:
             hook.remove()
     recording.outputs = [(path, recording.use(tensor)) for path, tensor in tensors_in(made)]
-    return recording
 
 
 def tensors_in(output: object, path: tuple = ()) -> Iterator[tuple[tuple, Tensor]]:
@@ -330,6 +400,27 @@ def descendants(recording: Recording, value: Value) -> set[Value]:
         if any(use.value in found for use in later.sources):
             found.add(later)
     return found
+
+
+def spot_given(recording: Recording, end: End) -> Spot | None:
+    """The first call of a function that is given X_L and computes from it, or views it, on the way to the logits.
+
+    None where there is no such call, or where a later one would be taken for it.
+    """
+    wanted = end.last
+    needed = ancestors(end.logits.value) if end.logits is not None else set(recording.values)
+    computing, viewing = [], []
+    latest = {call.key: call for call in recording.functions}
+    for call in latest.values():
+        for argument, use in call.given.items():
+            if use.value is not wanted.value or place(use.tensor) != place(wanted.tensor):
+                continue
+            spot = Spot(*call.key, argument)
+            if wanted.value in call.made:
+                viewing.append(spot)
+            elif needed.intersection(call.made):
+                computing.append(spot)
+    return next(iter(computing + viewing), None)
 
 
 def maps_before(recording: Recording, last: Use) -> dict[str, Call]:

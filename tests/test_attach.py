@@ -554,15 +554,6 @@ class ChannelsLast(nn.Module):
         return self.head(self.norm(self.conv(x).permute(0, 2, 3, 1)).mean((1, 2)))
 
 
-class ByFunctions(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.head = nn.Conv2d(3, 4, 3, 2, 1), nn.Linear(4, 5)
-
-    def forward(self, x):
-        return self.head(self.conv(x).relu().mean((2, 3)))
-
-
 FLAT = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5))
 NODES = ["layer3", "layer4"]
 small = partial(build_model, "resnet-8", 10)
@@ -602,7 +593,6 @@ small = partial(build_model, "resnet-8", 10)
         (lambda: attach_saol(small(), NODES, 10), "this network has its output layers already"),
         (lambda: attach_saol(FLAT), "no map (B, C, H, W) that follows the image's size leads to the network's output"),
         (lambda: attach_saol(ChannelsLast()), "its last map with the channels at the end, (96, 160, 4) for one"),
-        (lambda: attach_saol(ByFunctions()), "is made and pooled by functions in its forward"),
         (lambda: attach_saol(resnet18().avgpool), "no map"),
         (lambda: attach_saol(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())), "gives (B, K): say num_classes"),
         (lambda: attach_saol(nn.DataParallel(resnet18())), "wrapped in DataParallel: attach SAOL to its .module"),

@@ -1,14 +1,13 @@
 """Networks by name: a backbone with its output layers."""
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from saol_lib.attach import HEADS, Plan, SAOLNet, attach_saol, attached, read_network
+from saol_lib.attach import HEADS, Plan, SAOLNet, attach_saol, attached, find_nodes, read_network
 from saol_lib.layers import SaolOptions
 from saol_lib.networks.abn import ABN
 from saol_lib.networks.backbones import Backbone, build_backbone
@@ -93,13 +92,7 @@ def _with_rows(made: Backbone, name: str, num_classes: int, rows: Sequence[int])
 
 def _last_nodes(made: Backbone, name: str, blocks: int) -> tuple[str, ...]:
     """The last `blocks` stages of a backbone, looked for where its family does not name them."""
-    nodes = made.nodes or _found_nodes(made.network)
+    nodes = made.nodes or find_nodes(made.network)
     if not 1 <= blocks <= len(nodes):
         raise ValueError(f"blocks={blocks}: {name} has {len(nodes)} stages; choose 1 to {len(nodes)}")
     return nodes[-blocks:]
-
-
-def _found_nodes(network: nn.Module) -> tuple[str, ...]:
-    """The nodes that `attach_saol` chooses by itself: X_L and two finer levels."""
-    trial = attach_saol(deepcopy(network), heads=("gap",))
-    return tuple(tap.name for tap in trial.taps)
