@@ -461,11 +461,26 @@ def test_study_configs_reads_the_profile(tmp_path, monkeypatch):
         study_configs("none")
 
 
+SHELLS = []
+
+
 def shell(root, *arguments):
     (root / "main.py").write_text(MAIN)
     command = [sys.executable, "-u", str(root / "main.py"), str(root), "--profile", "tiny", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=ENVIRONMENT, process_group=0, **pipes)
+    process = subprocess.Popen(command, env=ENVIRONMENT, process_group=0, **pipes)
+    SHELLS.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on():
+    """A test that fails leaves no study behind, which would take the others' time."""
+    yield
+    while SHELLS:
+        process = SHELLS.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_bad_input_from_a_shell_is_one_sentence(tmp_path):
