@@ -23,6 +23,7 @@ STUDY_FLAGS = $(if $(ONLY),--only "$(ONLY)") $(foreach one,$(SET),--set "$(one)"
 	$(if $(PROCESSES),--processes $(PROCESSES)) $(if $(WORKERS),--workers $(WORKERS))
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider
+NUMERIC = tests/test_layers.py tests/test_cutmix.py tests/test_losses.py tests/test_attach.py
 TWO = -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup replicate test test-faults test-numeric test-browser lab explore study dryrun gpu-check claims report docs pictures refresh lint lint-js format check-venv
@@ -53,9 +54,9 @@ test-faults: $(READY) ## the long fault-injection tests (kill -9, full disk, dam
 	$(PY) -m pytest -m faults tests
 
 test-numeric: $(READY) ## the numeric tests with each instruction set of oneDNN, and with one and two threads
-	@for isa in SSE41 AVX2 AVX512_CORE AVX512_CORE_BF16; do for threads in 1 2; do \
-	echo "== ONEDNN_MAX_CPU_ISA=$$isa, $$threads threads"; \
-	ONEDNN_MAX_CPU_ISA=$$isa TEST_THREADS=$$threads $(PY) -m pytest -q -m numeric tests || exit 1; done; done
+	@for isa in SSE41 AVX2 AVX512_CORE AVX512_CORE_BF16; do for threads in 1 2; do echo $$isa $$threads; done; done \
+	| xargs -P 2 -L 1 sh -c 'told=$$(ONEDNN_MAX_CPU_ISA=$$0 TEST_THREADS=$$1 $(PY) -m pytest -q -m numeric $(NUMERIC)); \
+	status=$$?; echo "== ONEDNN_MAX_CPU_ISA=$$0, threads: $$1"; echo "$$told"; exit $$status'
 
 test-browser: $(READY) ## of these the explorer in JupyterLab and Voila alone, driven in Debian's chromium
 	$(PY) -m pytest -m browser tests/explorer/test_explorer_browser.py

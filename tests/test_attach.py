@@ -96,6 +96,7 @@ def test_multiply_adds_of_resnet101_with_and_without_saol():
 
 
 @pytest.mark.parametrize("name", SMALL)
+@pytest.mark.numeric
 def test_the_last_map_is_exactly_what_the_network_pools(name):
     network, nodes = build_backbone(name, 7)
     model, pooled = build_model(name, 7, seed=0).eval(), []
@@ -126,6 +127,7 @@ def test_earlier_maps_are_the_stages_as_they_are():
 
 
 @pytest.mark.parametrize("heads", [("gap",), ("saol",), ("gap", "saol")])
+@pytest.mark.numeric
 def test_heads_decide_what_comes_out(heads):
     outputs = build_model("resnet-8", 4, heads=heads)(images(32, 48))
     made = {name for name, value in zip(outputs._fields, outputs, strict=True) if value is not None}
@@ -174,6 +176,7 @@ def test_blocks_and_options_reach_saol():
     assert model.saol.class_softmax == "image" and model.saol.branches[0][1].out_channels == 9
 
 
+@pytest.mark.numeric
 def test_masks_are_passed_on():
     model = build_model("resnet-8", 4).eval()
     assert model(images(32, 32)).mask_logits is None and model(images(32, 32), mask=True).mask_logits is not None
@@ -304,6 +307,7 @@ class Pair(NamedTuple):
 
 @pytest.mark.parametrize("returns", [tuple, dict, Pair])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.numeric
 def test_an_odd_network_answers_as_it_did(returns, dtype):
     network = Odd(returns).to(dtype)
     plain, model, x = deepcopy(network), attach_saol(network, seed=0), images(48, 32).to(dtype)
@@ -322,6 +326,7 @@ def test_an_odd_network_answers_as_it_did(returns, dtype):
         assert torch.equal(last, plain.seen) and (last >= 0).all()
 
 
+@pytest.mark.numeric
 def test_maps_that_change_in_place_later_are_kept_as_they_were():
     network = Odd()
     model, x = attach_saol(network, seed=0).eval(), images(48, 32)
@@ -527,6 +532,7 @@ HASHES = {  # of all names and first weights of 7 classes and seed 3, by the cod
 
 
 @pytest.mark.parametrize("name", HASHES)
+@pytest.mark.numeric
 def test_first_weights_are_those_of_published_runs(name):
     for heads, wanted in zip((("gap", "saol"), ("saol",), ("gap",)), HASHES[name], strict=True):
         digest = hashlib.sha256()
