@@ -335,7 +335,7 @@ class Benchmark:
 
     def figure(self, table: pd.DataFrame, column: str, label: str) -> Figure:
         """One column of a table as bars, with a line at 1."""
-        return figures.bars(table[column].rename(lambda name: name.replace("_", " ")), label)
+        return figures.bars(table[column], label)
 
     def in_words(self, profile: str) -> tuple[str, str, str]:
         """Three lines for the result box."""
