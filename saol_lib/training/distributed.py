@@ -78,6 +78,17 @@ class Processes:
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # by torch's version
         return DistributedDataParallel(model, device_ids=devices, **{name: False})
 
+    def check_gradients(self, model: nn.Module) -> None:
+        """After a backward pass: ValueError where a parameter took no part, for which the averaging would wait."""
+        if self.count == 1:
+            return
+        idle = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
+        if idle:
+            raise ValueError(
+                f"{len(idle)} parameters of this network take no part in its loss ({idle[0]} is the first), so that "
+                f"{self.count} processes cannot average their gradients; use processes=1, or another backbone"
+            )
+
     def averaging(self, model: nn.Module, wanted: bool) -> AbstractContextManager:
         """Inside, `wanted` or not, the gradients of a wrapped model are averaged; those before are added first."""
         return nullcontext() if wanted or self.count == 1 else model.no_sync()

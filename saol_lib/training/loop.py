@@ -262,6 +262,8 @@ class Trainer:
                 terms = self.losses(share, images, labels)
                 self._backward(terms["total"])
             self._add(terms)
+        if (epoch, step) == self.start:
+            self.group.check_gradients(self.model)
         self._update(epoch * self.steps + step)
 
     def losses(self, share: Share, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -369,7 +371,7 @@ class Trainer:
         checkpoints.save_checkpoint(self.folder, position, weights | momenta | sums, state)
 
     def _restore(self) -> None:
-        found = checkpoints.load_checkpoint(self.folder, self.dataset.fingerprint)
+        found = checkpoints.resume(self.folder, self.dataset.fingerprint)
         if not found:
             return
         tensors, state = found

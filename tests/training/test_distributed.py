@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from saol_lib.cutmix import SCHEDULES, Patches, draw, mix, paste
+from saol_lib.data import Dataset, Split
 from saol_lib.layers import Outputs
 from saol_lib.losses import total_loss
 from saol_lib.streams import stream
@@ -33,7 +34,14 @@ from saol_lib.training.loop import NotANumber, Trainer, evaluate, train
 from saol_lib.training.recipe import load_model
 from saol_lib.training.shares import mix_share, no_patches, plan_step, sources_of
 
-TINY = {"train_images": 200, "epochs": 2, "backbone": "resnet-8-8", "batch_size": 40, "lr": 0.05}
+TINY = {
+    "train_images": 200,
+    "epochs": 2,
+    "backbone": "resnet-8-8",
+    "batch_size": 40,
+    "lr": 0.05,
+    "image_size": 16,
+}
 TORCHRUN = [
     sys.executable,
     "-m",
@@ -272,19 +280,35 @@ def cases():
         yield f"accumulated/{schedule}", {"arm": ALL, "cutmix_schedule": schedule, **MORE}
 
 
-def trainers(folder):
-    dataset = training.load("digits", None)
-    training.load = lambda name, folder: dataset._replace(test=dataset.test.subset(torch.arange(50)))
+# Each way of sharing once; `make test-faults` has the others.
+FEW = ["gap_fc/paired", f"{ALL}/paired", f"{ALL}/sample", "abn_cutmix/batch", "accumulated/batch"]
+MANY = [name for name, _ in cases() if name not in FEW]
+APART = "apart"  # each process with the statistics of its own rows
+
+
+def made_images(name, folder, **options):
+    """Instead of the digits, which take seconds to draw: each class has its own colour."""
+    labels = torch.arange(100) % 10
+    noise = torch.randint(0, 128, (100, 3, 16, 16), generator=stream(0, "test"))
+    colours = torch.randint(0, 128, (10, 3, 1, 1), generator=stream(1, "test"))
+    images = (noise + colours[labels]).to(torch.uint8)
+    return Dataset(Split(images, labels), Split(images[:50], labels[:50]), tuple("0123456789"), "made")
+
+
+def trainers(folder, names):
+    training.load = made_images
     training.evaluation_batch = lambda size: 16  # several batches, the last of two images
-    small = {"backbone": "resnet-8-8", "train_images": 60, "batch_size": 16, "lr": 0.05, "epochs": 1}
-    for name, values in cases():
-        yield name, Trainer(RunConfig(**small | values), Path(folder) / "results", dtype=torch.float64)
+    small = TINY | {"train_images": 60, "batch_size": 16, "epochs": 1}
+    known = dict(cases())
+    known[APART] = {"arm": ALL, "sync_batch_norm": False, "processes": distributed.process_count()}
+    for name in names:
+        yield name, Trainer(RunConfig(**small | known[name]), Path(folder) / "results", dtype=torch.float64)
 
 
-def step_in_float64(folder):
-    """What `STEPS` steps of every case give on this process: gradients, weights and statistics, by name."""
+def step_in_float64(folder, names):
+    """What `STEPS` steps of these cases give on this process: gradients, weights and statistics, by name."""
     found = {}
-    for name, trainer in trainers(folder):
+    for name, trainer in trainers(folder, names):
         trainer.model.train()
         rows = []
         for step, batch in zip(range(STEPS), trainer._batches(0, 0), strict=False):
@@ -299,21 +323,59 @@ def step_in_float64(folder):
         for part, value in evaluate(trainer.model, trainer.eval_batches, trainer.group).items():
             found[f"{name}/{part}"] = torch.tensor(value)
         found[f"{name}/rows"] = torch.tensor(rows)
+    if distributed.process_count() > 1:
+        found["refused"] = refused(folder)
     safetensors.torch.save_file(found, f"{folder}/{os.environ.get('RANK', 'alone')}.safetensors")
+
+
+def refused(folder):
+    """The sentence, as bytes, for a network with a layer that its loss does not depend on."""
+    plain_model = training.new_model
+
+    def with_an_idle_layer(*arguments):
+        model = plain_model(*arguments)
+        model.idle = nn.Linear(1, 1)
+        return model
+
+    training.new_model = with_an_idle_layer
+    (_, trainer), *_ = trainers(folder, FEW[:1])
+    with pytest.raises(ValueError) as error:
+        trainer.step(0, 0, *next(trainer._batches(0, 0)))
+    return torch.tensor(list(str(error.value).encode()))
+
+
+def alone_and_together(folder, names):
+    """What one process found, and each of two, on networks with batch normalisation."""
+    before = training.load, training.evaluation_batch
+    step_in_float64(str(folder), names)
+    training.load, training.evaluation_batch = before
+    launch(step_in_float64, (str(folder), names), 2)
+    return [safetensors.torch.load_file(folder / f"{name}.safetensors") for name in ("alone", "0", "1")]
 
 
 @pytest.fixture(scope="module")
 def stepped(tmp_path_factory):
-    """The folder in which one process and two wrote what their steps gave, on networks with batch normalisation."""
-    folder = tmp_path_factory.mktemp("gloo")
-    step_in_float64(str(folder))
-    launch(step_in_float64, (str(folder),), 2)
-    return [safetensors.torch.load_file(folder / f"{name}.safetensors") for name in ("alone", "0", "1")]
+    return alone_and_together(tmp_path_factory.mktemp("few"), [*FEW, APART])
 
 
-@pytest.mark.parametrize("case", [name for name, _ in cases()])
+@pytest.fixture(scope="module")
+def stepped_too(tmp_path_factory):
+    return alone_and_together(tmp_path_factory.mktemp("many"), MANY)
+
+
+@pytest.mark.parametrize("case", FEW)
 def test_two_processes_have_the_gradients_of_one(stepped, case):
-    """Real processes, every arm and schedule, with batch normalisation: gradients, weights, statistics, losses."""
+    """Real processes, with batch normalisation: gradients, weights, statistics, losses, accuracies."""
+    check_case(stepped, case)
+
+
+@pytest.mark.faults  # two minutes
+@pytest.mark.parametrize("case", MANY)
+def test_two_processes_have_the_gradients_of_one_with_every_arm_and_schedule(stepped_too, case):
+    check_case(stepped_too, case)
+
+
+def check_case(stepped, case):
     alone, *ranks = ({n: v for n, v in found.items() if n.startswith(f"{case}/")} for found in stepped)
     assert len(alone) > 60 and any(name.endswith("running_var") for name in alone)
     for name, value in alone.items():
@@ -324,6 +386,14 @@ def test_two_processes_have_the_gradients_of_one(stepped, case):
             assert difference <= 1e-12 * max(1.0, value.abs().max().item()), (name, difference)
 
 
+def test_parameters_without_a_gradient_are_refused(stepped):
+    """Instead of a wrong first step, and DDP's page of text at the second."""
+    _, *ranks = stepped
+    for found in ranks:
+        text = bytes(found["refused"].tolist()).decode()
+        assert "2 parameters" in text and "idle.weight" in text and "use processes=1" in text and "\n" not in text
+
+
 def test_two_processes_read_their_own_rows(stepped):
     _, *ranks = stepped
     for arm in ("gap_fc", ALL):
@@ -332,22 +402,10 @@ def test_two_processes_read_their_own_rows(stepped):
     assert 8 < max(counts) <= 16 and min(counts) >= 8
 
 
-def one_step_without_sharing(folder):
-    config = RunConfig(
-        **TINY | {"batch_size": 8, "sync_batch_norm": False, "processes": distributed.process_count(), "arm": ALL}
-    )
-    trainer = Trainer(config, Path(folder), dtype=torch.float64)
-    trainer.model.train()
-    trainer.step(0, 0, *next(iter(trainer._batches(0, 0))))
-    found = {name: parameter.grad.clone().contiguous() for name, parameter in trainer.model.named_parameters()}
-    safetensors.torch.save_file(found, f"{folder}/{os.environ.get('RANK', 'alone')}.safetensors")
-
-
-def test_without_shared_statistics_the_numbers_are_others_and_the_id_says_so(tmp_path):
-    one_step_without_sharing(str(tmp_path))
-    launch(one_step_without_sharing, (str(tmp_path),), 2)
-    alone, first = (safetensors.torch.load_file(tmp_path / f"{name}.safetensors") for name in ("alone", "0"))
-    assert max((alone[name] - first[name]).abs().max() for name in alone) > 1e-3
+def test_without_shared_statistics_the_numbers_are_others_and_the_id_says_so(stepped):
+    alone, first, _ = stepped
+    gradients = [name for name in alone if name.startswith(f"{APART}/0/")]
+    assert len(gradients) > 20 and max((alone[name] - first[name]).abs().max() for name in gradients) > 1e-3
     shared, apart = RunConfig(processes=2), RunConfig(processes=2, sync_batch_norm=False)
     assert run_id(shared) == run_id(RunConfig()) == run_id(RunConfig(sync_batch_norm=False)) != run_id(apart)
     assert apart.identity()["processes"] == 2 and apart.identity()["sync_batch_norm"] is False
@@ -365,10 +423,13 @@ def test_dropout_in_several_processes_has_an_id_of_its_own():
 # --- whole runs of several processes ----------------------------------------------------------------------------------
 
 
+LONG = TINY | {"arm": ALL, "train_images": None, "eval_every": 0}  # 75 steps an epoch
+
+
 @pytest.fixture(scope="module")
 def torchrun(tmp_path_factory):
     folder = tmp_path_factory.mktemp("torchrun")
-    config = RunConfig(arm=ALL, **TINY | {"batch_size": 8})
+    config = RunConfig(**LONG)
     (folder / "config.json").write_text(json.dumps(config.identity()))
     command = [*TORCHRUN, str(folder / "config.json"), str(folder / "results")]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
@@ -386,12 +447,12 @@ def test_torchrun_writes_the_same_run_once(torchrun):
 def test_metrics_are_exactly_those_of_the_network_kept(torchrun):
     config, results, _ = torchrun
     run = runs.load_runs(results)[0]
-    _, evaluation = training.batches(config, training.load("digits", None), torch.device("cpu"))
+    _, evaluation = training.batches(config, training.load("digits", image_size=16), torch.device("cpu"))
     model = load_model(run, results)
     found = {f"{name}_last": value for name, value in evaluate(model, evaluation).items()}
     assert found == {name: value for name, value in run.metrics.items() if name.endswith("_last")}
     counts = {int(value) for name, value in model.state_dict().items() if name.endswith("num_batches_tracked")}
-    assert counts == {2 * 25}  # as many steps as one process takes
+    assert counts == {2 * 75}  # as many steps as one process takes
 
 
 def test_processes_of_train_write_the_run_of_one(tmp_path):
@@ -468,7 +529,7 @@ def test_a_script_without_a_main_guard_is_shown_one(tmp_path):
     assert done.returncode != 0 and 'if __name__ == "__main__":' in done.stderr.splitlines()[-1]
 
 
-LONG = """
+SCRIPT = """
 import json, sys
 from saol_lib.training import RunConfig, train
 
@@ -478,10 +539,10 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.faults)])
-def test_a_signal_stops_two_processes_with_a_checkpoint(tmp_path, number):
+def test_a_signal_stops_two_processes_with_a_checkpoint(torchrun, tmp_path, number):
     """Inside an epoch; going on gives the numbers of a run that was never stopped."""
-    config = RunConfig(arm=ALL, **TINY | {"train_images": None, "epochs": 2, "eval_every": 0, "processes": 2})
-    (tmp_path / "script.py").write_text(LONG)
+    config = RunConfig(**LONG, processes=2)
+    (tmp_path / "script.py").write_text(SCRIPT)
     values = json.dumps(config.identity() | {"processes": 2})
     command = [sys.executable, str(tmp_path / "script.py"), values, str(tmp_path / "results")]
     running = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -494,7 +555,7 @@ def test_a_signal_stops_two_processes_with_a_checkpoint(tmp_path, number):
     assert epoch == 1 and 0 <= step < 75 and not (tmp_path / "results" / "runs").exists()
     if number == signal.SIGTERM:
         again = train(config, tmp_path / "results", progress=False)
-        whole = train(config, tmp_path / "whole", progress=False)
+        whole = runs.load_runs(torchrun[1])[0]
         assert json.dumps([again.metrics, again.epochs]) == json.dumps([whole.metrics, whole.epochs])
 
 
@@ -512,7 +573,7 @@ def alive(pid):
 @pytest.mark.faults
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes through Linux's /proc")
 def test_a_killed_process_ends_the_run_with_an_error_and_no_hang(tmp_path):
-    config = RunConfig(arm="saol_sd", **TINY | {"train_images": None, "epochs": 50, "eval_every": 0})
+    config = RunConfig(**LONG | {"arm": "saol_sd", "epochs": 50})
     (tmp_path / "config.json").write_text(json.dumps(config.identity()))
     command = [*TORCHRUN, str(tmp_path / "config.json"), str(tmp_path / "results")]
     running = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

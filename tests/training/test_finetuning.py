@@ -4,15 +4,23 @@ import pytest
 import torch
 from torch import nn
 
-from saol_lib.networks import build_model, enlarge
+from saol_lib.data import load
+from saol_lib.networks import build_model, enlarge, input_scaling
 from saol_lib.training.config import RunConfig, finetuning
-from saol_lib.training.loop import train
+from saol_lib.training.loop import evaluate, train
 from saol_lib.training.profiles import settings
-from saol_lib.training.recipe import load_model, new_model
+from saol_lib.training.recipe import batches, load_model, new_model
 from saol_lib.training.runs import run_id
 from saol_lib.training.study import run_stages
 
-TINY = {"backbone": "resnet-8-8", "train_images": 100, "epochs": 1, "eval_split": "held_out", "held_out": 100}
+TINY = {
+    "backbone": "resnet-8-8",
+    "train_images": 100,
+    "epochs": 1,
+    "eval_split": "held_out",
+    "held_out": 100,
+    "image_size": 16,
+}
 BACKBONES = [
     "resnet-s2-8-8",
     "wrn-10-1",
@@ -116,7 +124,7 @@ def test_the_same_kind_of_network_is_taken_over_whole(base):
         begun, last = new_model(config, folder).state_dict(), load_model(tuned, folder).state_dict()
         assert begun.keys() == last.keys() and all(torch.equal(begun[name], last[name]) for name in last)
         again = train(config, folder, progress=False)
-        assert load_model(again, folder)(torch.rand(1, 3, 32, 32)).attention.shape[-1] == (16 if enlarged else 8)
+        assert load_model(again, folder)(torch.rand(1, 3, 16, 16)).attention.shape[-1] == (8 if enlarged else 4)
 
 
 @pytest.mark.parametrize(
@@ -204,3 +212,55 @@ def test_a_failed_run_of_a_stage_is_named(tmp_path):
 def test_a_notebooks_parameters_become_settings():
     values = {"profile": "quick", "results": "r", "arms": ["saol"], "seeds": [0], "trained": {}, "lr": 0.1, "x": 1}
     assert settings(values) == {"arms": ["saol"], "seeds": [0], "trained": {}, "lr": 0.1}
+
+
+# --- from a file of weights, and timm's networks ----------------------------------------------------------------------
+
+
+def test_a_run_starts_from_a_file_of_weights(base, tmp_path):
+    """Its content is part of the run, its place is not; and the run can be loaded without it."""
+    folder, run = base
+    weights = {name.removeprefix("body."): v for name, v in load_model(run, folder).state_dict().items()}
+    paths = [tmp_path / name for name in ("here.pth", "there.pth", "other.pth")]
+    for path in paths[:2]:
+        torch.save({"state_dict": weights}, path)
+    torch.save(weights | {"output.bias": weights["output.bias"] + 1}, paths[2])
+
+    here, there, other = (RunConfig(**TINY | {"arm": "saol_sd", "weights": str(path)}) for path in paths)
+    assert here.weights_content == there.weights_content != other.weights_content
+    begun = new_model(here, tmp_path).state_dict()
+    kernels = [name for name, value in weights.items() if value.ndim == 4]
+    assert kernels and all(torch.equal(begun[f"body.{name}"], weights[name]) for name in kernels)
+
+    tuned = train(here, tmp_path, progress=False)
+    assert "weights" not in tuned.config and tuned.config["weights_content"] == here.weights_content
+    assert train(there, tmp_path, progress=False) == tuned  # one run, wherever the file lies
+    assert run_id(other.identity()) != tuned.id != run.id
+    for path in paths:
+        path.unlink()
+    assert load_model(tuned, tmp_path).state_dict().keys() == begun.keys()
+    with pytest.raises(FileNotFoundError, match=f"content {here.weights_content}; give their file, weights=PATH"):
+        train(RunConfig.of(**tuned.config | {"seed": 1}), tmp_path, progress=False)
+
+
+def test_a_network_of_timm_is_trained_and_loaded(tmp_path):
+    config = RunConfig(**TINY | {"backbone": "timm:test_resnet", "arm": "saol_cutmix_ss_sd", "image_size": 32})
+    run = train(config, tmp_path, progress=False)
+    assert run.status == "finished" and {"top1_gap_last", "top1_saol_last"} <= run.metrics.keys()
+    model = load_model(run, tmp_path)
+    data = load("digits", image_size=32)
+    _, held_out = batches(config, data, torch.device("cpu"))
+    found = evaluate(model, held_out)
+    assert {f"{name}_last": value for name, value in found.items()}.items() <= run.metrics.items()
+
+
+def test_images_are_scaled_as_the_network_of_that_name_was_used_to():
+    """From its own weights or not, so that all runs of a chain see alike; in float64."""
+    data = load("digits", image_size=16)
+    white = torch.full((1, 3, 16, 16), 255, dtype=torch.uint8)
+    for backbone in ("timm:test_resnet", "resnet18"):
+        config = RunConfig(**TINY | {"backbone": backbone})
+        _, held_out = batches(config, data, torch.device("cpu"), torch.float64)
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in input_scaling(backbone))
+        expected = (1 - mean) / std
+        torch.testing.assert_close(held_out.normalise(white)[0, :, 0, 0], expected, rtol=1e-12, atol=1e-12)

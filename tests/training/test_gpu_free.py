@@ -12,7 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from saol_lib.cutmix import SCHEDULES
-from saol_lib.localization import METHODS, score_maps
+from saol_lib.data import Split
+from saol_lib.localization import METHODS, measure_pairs, mix_pairs, pairs, score_maps
+from saol_lib.localization.pairs import METHODS as PAIR_METHODS
 from saol_lib.networks import build_model, enlarge
 from saol_lib.training.config import ARMS, RunConfig
 from saol_lib.training.loop import Trainer, evaluate
@@ -161,6 +163,31 @@ def test_every_score_map_stays_on_the_device(method):
     with gpu:
         maps = score_maps(model, gpu.put(torch.rand(2, 3, 32, 32)), gpu.put(torch.tensor([1, 2])), method)
     assert maps.device == CUDA and maps.shape == (2, 32, 32)
+
+
+@pytest.mark.parametrize("method", PAIR_METHODS)
+def test_pair_measures_fetch_what_they_need_once_a_batch(tmp_path, monkeypatch, method):
+    gpu = PretendedGPU()
+    trainer = on_gpu(gpu, tmp_path, arm="saol_sd")
+    labels = torch.tensor([0, 1, 2, 3])
+    split = Split(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8), labels)
+    mixed = mix_pairs(split, 10, torch.Generator().manual_seed(0))
+    with gpu, pytest.raises(Waits):
+        measure_pairs(trainer.model, mixed, labels, trainer.eval_batches, method)
+
+    fetched = []
+
+    def fetch(part):
+        """Ones instead of what only a GPU would know."""
+        if part is None:
+            return None
+        fetched.append(part.device)
+        return torch.ones(part.shape)
+
+    monkeypatch.setattr(pairs, "_to_cpu", fetch)
+    with gpu:
+        table = measure_pairs(trainer.model, mixed, labels, trainer.eval_batches, method)
+    assert len(table) == 4 and fetched == [CUDA] * (4 if method == "saol" else 3)
 
 
 def test_enlarging_a_network_on_the_device():
