@@ -4,6 +4,8 @@ CPU tensors stay real, so that what is drawn and looked up there works as always
 devices are computed: mixing devices fails, and so does whatever would wait for the device.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -28,12 +30,12 @@ class Waits(AssertionError):
 
 
 class PretendedGPU(TorchDispatchMode):
-    """Inside, tensors can be put on `cuda`; `waiting`: whether their contents may be asked for (1 answers)."""
+    """Inside, tensors can be put on `cuda`; `in_step`: where a copy onto it must not be waited for either."""
 
-    def __init__(self, waiting: bool = False) -> None:
+    def __init__(self, in_step: bool = False) -> None:
         super().__init__()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self.waiting = waiting
+        self.in_step = in_step
 
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
         named = named or {}
@@ -45,6 +47,8 @@ class PretendedGPU(TorchDispatchMode):
             return function(*arguments, **named)
 
         name = function.overloadpacket.__name__
+        if self.in_step and not inputs and name == "_to_copy" and not named.get("non_blocking"):
+            raise Waits("a copy onto the device is waited for; use non_blocking=True")
         leaves_it = target is not None and torch.device(target).type == "cpu"
         onto_cpu = name == "copy_" and not isinstance(arguments[0], FakeTensor)
         if inputs and (leaves_it or onto_cpu or name in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")):
@@ -104,34 +108,42 @@ CASES = [(arm, "paired") for arm in ARMS] + [
 ]
 
 
-@pytest.mark.parametrize("autocast", ["none", "bfloat16"])
+PROBABILITIES = {"paired": 0.5, "sample": 0.7, "batch": 1.0}
+
+
 @pytest.mark.parametrize(("arm", "schedule"), CASES)
-def test_a_step_mixes_no_devices_and_does_not_wait(tmp_path, arm, schedule, autocast):
-    """Batch, augmentation, mixing, forward, second pass and losses; of the update all but torch's own backward."""
+def test_a_step_mixes_no_devices_and_does_not_wait(tmp_path, arm, schedule):
+    """Batch, augmentation, mixing, forward, second pass and losses; of the update all but torch's own backward.
+
+    A step in float32, and one in bfloat16 and two passes.
+    """
     gpu = PretendedGPU()
-    probability = 0.5 if schedule == "paired" else 0.7
-    settings = {"arm": arm, "cutmix_schedule": schedule, "cutmix_probability": probability, "accumulate": 2}
-    trainer = on_gpu(gpu, tmp_path, autocast=autocast, **settings)
-    seen = []
-
-    def stop_there(total):
-        seen.append(total)
-
+    trainer = on_gpu(gpu, tmp_path, arm=arm, cutmix_schedule=schedule, cutmix_probability=PROBABILITIES[schedule])
+    totals = []
     trainer._seed = lambda epoch, step: None
-    trainer._backward = stop_there
+    trainer._backward = totals.append
     trainer._update = lambda step: None
     trainer.optimizer.zero_grad = lambda set_to_none: None
     trainer.model.train()
-    dtypes = set()
+
+    dtypes = []
     kernels = [module for module in trainer.model.modules() if isinstance(module, nn.Conv2d)]
-    kernels[-1].register_forward_hook(lambda module, given, made: dtypes.add(made.dtype))
+    kernels[-1].register_forward_hook(lambda module, given, made: dtypes.append(made.dtype))
+    passing = trainer._batches(0, 0)
     with gpu:
-        passing = trainer._batches(0, 0)
-        for step in range(2):
+        next(passing)  # an epoch begins with a copy
+    gpu.in_step = True
+    for step, (autocast, passes) in enumerate([("none", 1), ("bfloat16", 2)]):
+        trainer.config = replace(trainer.config, autocast=autocast, accumulate=passes)
+        totals.clear()
+        dtypes.clear()
+        trainer.sums = {}
+        with gpu:
             trainer.step(0, step, *next(passing))
-    assert len(seen) == 4 and all(total.device == CUDA and total.dtype == torch.float32 for total in seen)
-    assert set(trainer.sums) == {*trainer.config.terms, "total"}
-    assert dtypes == {torch.bfloat16 if autocast == "bfloat16" else torch.float32}
+        assert len(totals) == passes
+        assert all(total.device == CUDA and total.dtype == torch.float32 for total in totals)
+        assert set(trainer.sums) == {*trainer.config.terms, "total"}
+        assert set(dtypes) == {torch.bfloat16 if autocast == "bfloat16" else torch.float32}
 
 
 @pytest.mark.parametrize("arm", ["gap_fc", "saol_sd", "abn"])
@@ -213,10 +225,11 @@ def test_enlarging_a_network_on_the_device():
         lambda x: x.tolist(),
         lambda x: torch.zeros(3).copy_(x),
         lambda x: x[torch.tensor([0, 1])],
+        lambda x: torch.ones(3).to(x.device),
     ],
 )
 def test_what_waits_is_found(wait):
-    gpu = PretendedGPU()
+    gpu = PretendedGPU(in_step=True)
     with gpu, pytest.raises((Waits, RuntimeError)):
         wait(gpu.put(torch.rand(3)))
 
