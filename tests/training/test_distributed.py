@@ -102,6 +102,7 @@ SHARES = {
 }
 
 
+@pytest.mark.numeric
 @given(**SHARES, arm=st.sampled_from(["gap_fc", "saol_cutmix_ss1", ALL]))
 def test_losses_of_the_shares_make_the_loss_of_the_batch(count, accumulate, pairs, schedule, dropped, seed, arm):
     """Averaged over processes and passes, every term and every gradient is that of the whole batch."""
@@ -213,6 +214,7 @@ class Together:
         self.place += 1
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("sizes", [[4, 4], [1, 7], [3, 0, 5]])
 @pytest.mark.parametrize("shape", [(6, 5, 3), (6,)])
 @pytest.mark.parametrize("affine", [True, False])
@@ -363,6 +365,7 @@ def stepped_too(tmp_path_factory):
     return alone_and_together(tmp_path_factory.mktemp("many"), MANY)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("case", FEW)
 def test_two_processes_have_the_gradients_of_one(stepped, case):
     """Real processes, with batch normalisation: gradients, weights, statistics, losses, accuracies."""

@@ -57,6 +57,7 @@ def test_with_the_stride_put_back_the_outputs_are_the_same_bits(backbone):
         assert mine is theirs is None or torch.equal(mine, theirs)
 
 
+@pytest.mark.numeric
 def test_dilation_sees_as_far_as_before():
     """At the pixels that a stride would have kept, dilated convolutions after the first see what they saw."""
     model = build_model("resnet-8-8", 10, heads=("gap",), seed=0).eval().double()
@@ -254,6 +255,7 @@ def test_a_network_of_timm_is_trained_and_loaded(tmp_path):
     assert {f"{name}_last": value for name, value in found.items()}.items() <= run.metrics.items()
 
 
+@pytest.mark.numeric
 def test_images_are_scaled_as_the_network_of_that_name_was_used_to():
     """From its own weights or not, so that all runs of a chain see alike; in float64."""
     data = load("digits", image_size=16)

@@ -269,6 +269,7 @@ def test_how_often_the_network_is_called(tmp_path, schedule, passes):
     assert sizes == [50]
 
 
+@pytest.mark.numeric
 def test_second_pass_leaves_no_trace(tmp_path):
     """Running statistics are those of one pass, and the sources' Y is that of batch statistics."""
     settings = config("saol_cutmix_ss2", cutmix_schedule="sample", cutmix_probability=1.0)
@@ -350,6 +351,7 @@ def grads(trainer):
     return {name: value.grad.clone() for name, value in trainer.model.named_parameters()}
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("schedule", ["paired", "sample", "batch"])
 def test_accumulating_gives_the_gradient_of_the_whole_batch(tmp_path, schedule):
     """Of a network whose normalisation does not look at the batch: the passes have statistics of their own."""
@@ -367,6 +369,7 @@ def test_accumulating_gives_the_gradient_of_the_whole_batch(tmp_path, schedule):
         torch.testing.assert_close(found[1][name], value, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.numeric
 def test_clipping_bounds_the_norm_of_the_gradient(tmp_path):
     free = grads(Trainer(config("saol_sd"), tmp_path / "a", dtype=torch.float64))
     clipped = grads(Trainer(config("saol_sd", clip_norm=0.1), tmp_path / "b", dtype=torch.float64))
@@ -717,6 +720,7 @@ def losses_and_gradients(folder, arm, **values):
     return {name: float(value.detach()) for name, value in terms.items()}, torch.cat(gradients)
 
 
+@pytest.mark.numeric
 def test_bfloat16_autocast_computes_the_same_within_its_precision(tmp_path):
     """Of one step: of each number eight bits are left."""
     plain, gradient = losses_and_gradients(tmp_path, ALL)
