@@ -51,7 +51,9 @@ class PretendedGPU(TorchDispatchMode):
             raise Waits("a copy onto the device is waited for; use non_blocking=True")
         leaves_it = target is not None and torch.device(target).type == "cpu"
         onto_cpu = name == "copy_" and not isinstance(arguments[0], FakeTensor)
-        if inputs and (leaves_it or onto_cpu or name in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")):
+        if inputs and (
+            leaves_it or onto_cpu or name in ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal")
+        ):
             raise Waits(f"{name} waits for the device")
 
         scalars = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.ndim > 0]
@@ -150,7 +152,7 @@ def test_a_step_mixes_no_devices_and_does_not_wait(tmp_path, arm, schedule):
 def test_evaluation_waits_once_at_its_end(tmp_path, arm):
     gpu = PretendedGPU()
     trainer = on_gpu(gpu, tmp_path, arm=arm)
-    with gpu, pytest.raises(Waits, match=r"_local_scalar_dense|_to_copy"):
+    with gpu, pytest.raises(Waits, match=r"item|_local_scalar_dense"):
         evaluate(trainer.model, trainer.eval_batches)
     counted = []
 
