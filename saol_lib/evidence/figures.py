@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -24,7 +25,13 @@ STYLE = sns.axes_style("whitegrid") | SIZES | {"figure.dpi": 100, "svg.hashsalt"
 WIDTH = 8.0  # inches: 800 pixels, a README's column
 COLOURS = dict(zip(FAMILIES.values(), ["black", *sns.color_palette("colorblind", 8)], strict=True))
 BLUE, ORANGE = "#0072B2", "#D55E00"
-READINGS = {"SAOL": BLUE, "its GAP-FC": ORANGE, "GAP-FC": "black"}  # what CutMix-ed pairs are shown to
+READINGS = {  # what CutMix-ed pairs are shown to
+    "SAOL": BLUE,
+    "SAOL, mask by the attention": "#009E73",
+    "its GAP-FC": ORANGE,
+    "its GAP-FC, mask by the attention": "#CC79A7",
+    "GAP-FC": "black",
+}
 
 
 @plt.rc_context(STYLE)
@@ -201,83 +208,83 @@ def panels(tiles: Mapping[str, Tensor], boxes: Mapping[str, Tensor] | None = Non
 
 @plt.rc_context(STYLE)
 def gallery(rows: Mapping[str, Sequence[tuple]]) -> Figure:
-    """A row a name, its tiles (image (3, H, W) uint8, map (H, W), true box, found box or None, title) side by side."""
-    columns = max(6, *map(len, rows.values()))
-    figure, axes = _figure(WIDTH, 0.5 + len(rows) * (0.35 + WIDTH / columns), len(rows), columns)
+    """A row a name, its tiles (image (3, H, W) uint8, map (H, W), true box, found box or None, title) side by side.
+
+    Each picture in its colours, dark where its map is weak; white is the true box, orange the one found.
+    """
+    columns = max(4, *map(len, rows.values()))
+    figure, axes = _figure(WIDTH, len(rows) * (0.3 + WIDTH / columns), len(rows), columns)
     for tile in axes.flat:
         tile.set_axis_off()
     for line, (name, tiles) in zip(axes, rows.items(), strict=True):
         for tile, (image, values, truth, found, title) in zip(line, tiles, strict=False):
-            _draw(tile, image.float().mean(dim=0), None, cmap="gray")
-            _draw(tile, values, truth, vmin=0, vmax=1, alpha=0.55)
+            _draw_lit(tile, image, values, truth)
             _outline(tile, found, ORANGE)
-            tile.set_title(title, size=8)
-        line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, rotation=90, ha="center", va="center")
+            tile.set_title(title, size=9)
+        line[0].text(-0.1, 0.5, name, transform=line[0].transAxes, rotation=90, ha="center", va="center")
     return figure
 
 
 @plt.rc_context(STYLE)
 def pair_rows(images: Tensor, boxes: Tensor, groups: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> Figure:
-    """CutMix-ed images uint8 (N, 3, H, W), a row each with its name, and their maps (N, h, w) by title.
+    """CutMix-ed images uint8 (N, 3, H, W), a row each under its name, and over them their maps (N, h, w) by title.
 
-    boxes (N, 4): the patches, inclusive pixels, outlined everywhere. The maps of one group share a row's colour scale.
+    boxes (N, 4): the patches, inclusive pixels, outlined everywhere. Each picture in its colours, dark where a map is
+    weak. The maps of one group share a scale in each row, from 0 to their largest value.
     """
     titles = ["mixed"]
     for group in groups:
         titles += group
-    figure, axes = _figure(WIDTH, 0.5 + 0.62 * len(images), len(images), len(titles))
+    figure, axes = _figure(WIDTH, len(images) * (0.45 + WIDTH / len(titles)), len(images), len(titles))
     for i, (first, *tiles) in enumerate(axes):
         _draw(first, images[i], boxes[i])
-        first.text(-0.12, 0.5, names[i], transform=first.transAxes, ha="right", va="center", size=7)
         for group in groups:
-            _draw_group(tiles[: len(group)], [values[i] for values in group.values()], boxes[i], images.shape[2:])
+            maps = [values[i] for values in group.values()]
+            most = max(float(values.max()) for values in maps)
+            for tile, values in zip(tiles, maps, strict=False):
+                _draw_lit(tile, images[i], values, boxes[i], most)
             tiles = tiles[len(group) :]
 
-    for tile, title in zip(axes[0], titles, strict=True):
-        tile.set_title(title, size=8)
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0.02, hspace=0.02)
+        for tile, title in zip(axes[i], titles, strict=True):
+            tile.set_title(title, size=9)
+        first.set_title(names[i], size=9, loc="left")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, wspace=0.02, hspace=0.02)
     return figure
 
 
-def _draw_group(tiles: Sequence[Axes], maps: Sequence[Tensor], box: Tensor, size: Sequence[int]) -> None:
-    """Maps side by side on one colour scale."""
-    limits = {"vmin": min(values.min() for values in maps), "vmax": max(values.max() for values in maps)}
-    for tile, values in zip(tiles, maps, strict=True):
-        _draw(tile, values, box, size, **limits)
+def _draw_lit(tile: Axes, image: Tensor, values: Tensor, box: Tensor | None, most: float | None = None) -> None:
+    """An image in its colours under a dark cover, which a map (H, W) takes away: all of it where it reaches `most`."""
+    most = float(values.max()) if most is None else most
+    strength = values.float().clamp(min=0) / max(most, 1e-30)
+    _draw(tile, image, box)
+    cover = 0.85 * (1 - strength.clamp(max=1))
+    _draw(tile, torch.zeros_like(cover), None, image.shape[1:], cmap="gray", vmin=0, vmax=1, alpha=cover.numpy())
 
 
 # --- curves over thresholds and areas ---------------------------------------------------------------------------------
 
 
 @plt.rc_context(STYLE)
-def threshold_curves(panels: Mapping[str, Mapping[tuple, Sequence]], references: Mapping[str, float]) -> Figure:
-    """Accuracy of boxes (percent) by threshold, a panel a title: a line kind a network, a colour a method.
+def threshold_curves(lines: Mapping[str, tuple[Sequence, Sequence]], references: Mapping[str, float]) -> Figure:
+    """Accuracy of boxes (percent) by threshold, a line a name: (thresholds (T,), values (T,)).
 
-    panels: {title: {(network, method): (thresholds (T,), values (T,))}}; references: level lines, at most two.
+    references: level lines, at most two: what looks at nothing.
     """
-    figure, axes = _figure(WIDTH, 4.4, 1, len(panels))
-    keys = [key for lines in panels.values() for key in lines]
-    networks = dict.fromkeys(network for network, _ in keys)
-    methods = dict.fromkeys(method for _, method in keys)
-    kinds = dict(zip(networks, cycle(["-", "--", "-."]), strict=False))
-    colours = dict(zip(methods, cycle(sns.color_palette("colorblind")), strict=False))
-    heights = [max(values) for lines in panels.values() for _, values in lines.values()]
+    figure, axes = _figure(WIDTH, 3.6 + 0.11 * len(lines))
+    tile = axes[0, 0]
+    kinds = cycle(["-", "--", "-."])
+    for (name, (thresholds, values)), colour in zip(
+        lines.items(), cycle(sns.color_palette("colorblind")), strict=False
+    ):
+        tile.plot(thresholds, values, label=name, color=colour, linestyle=next(kinds))
+    for (name, value), dots in zip(references.items(), [(0, (1, 1)), (0, (1, 4))], strict=False):
+        tile.axhline(value, color="black", linestyle=dots, linewidth=1.5, label=name)
+
+    heights = [max(values) for _, values in lines.values()]
     top = 1.05 * max([*heights, *references.values()])
-
-    for panel, (title, lines) in zip(axes[0], panels.items(), strict=True):
-        for (network, method), (thresholds, values) in lines.items():
-            style = {"color": colours[method], "linestyle": kinds[network]}
-            panel.plot(thresholds, values, label=f"{network}: {method}", **style)
-        for (name, value), dots in zip(references.items(), [(0, (1, 1)), (0, (1, 4))], strict=False):
-            panel.axhline(value, color="black", linestyle=dots, linewidth=1.5, label=name)
-        panel.set(title=title, xlabel="threshold, as a share of the map's maximum", xlim=(0, 1), ylim=(0, top))
-    axes[0, 0].set_ylabel("images with IoU ≥ 0.5 (%)")
-
-    shown = {}
-    for panel in axes[0]:
-        lines, labels = panel.get_legend_handles_labels()
-        shown |= dict(zip(labels, lines, strict=True))
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=2)
+    tile.set(xlabel="threshold, as a share of the map's maximum", ylabel="images with IoU ≥ 0.5 (%)")
+    tile.set(xlim=(0, 1), ylim=(0, top))
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
