@@ -1,0 +1,117 @@
+"""What notebook 02 shows of fine-tuned networks: accuracies by stage, paired differences, and what enlarging does."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import torch
+
+from saol_lib.evidence.tables import FAMILIES, paired
+from saol_lib.networks import enlarge, multiply_adds
+from saol_lib.training.config import ARMS, RunConfig
+from saol_lib.training.recipe import new_model
+from saol_lib.training.runs import Run
+
+BASELINES = ("gap_fc", "gap_fc_cutmix")
+
+
+def network_name(config: dict) -> str:
+    """A run's network in words: its family, CutMix, and what else tells two networks of notebooks 02 and 03 apart."""
+    arm = config["arm"]
+    name = FAMILIES[arm.replace("_cutmix", "")]
+    parts = [name]
+    if "cutmix" in arm:
+        parts.append("CutMix")
+    if "ss1" in ARMS[arm].terms:
+        parts.append(f"mask by the {config.get('mask_source', 'branch')}")
+    if "saol" in ARMS[arm].heads and config.get("class_softmax", "position") == "image":
+        parts.append("class softmax per image")
+    return ", ".join(parts)
+
+
+def stage_table(finished: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
+    """`paired` of each stage's runs, one below the other: its columns, and stage and network in words.
+
+    finished: {stage: runs}, as `run_stages` gives them. Raises what `paired` raises.
+    """
+    parts = []
+    for stage, runs in finished.items():
+        if runs:
+            names = {run.id: network_name(run.config) for run in runs}
+            table = paired(runs)
+            parts.append(table.assign(stage=stage, network=table.id.map(names)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def stage_numbers(table: pd.DataFrame) -> pd.DataFrame:
+    """`stage_table` as shown: a row a stage, network and layer read; mean top-1 (percent) and the distance to GAP-FC.
+
+    The distance is that to GAP-FC of the same seed, stage and CutMix, in percentage points: its mean and each seed's.
+    """
+    rows = []
+    for key, part in table.groupby(["stage", "network", "layer"], sort=False):
+        part = part.sort_values("seed")
+        deltas = part.delta.dropna()
+        if part.arm.iloc[0] in BASELINES or deltas.empty:
+            mean, each = "–", "–"
+        else:
+            mean, each = f"{deltas.mean():+.1f}", ", ".join(f"{delta:+.1f}" for delta in deltas)
+        rows.append((*key, f"{part.top1.mean():.1f}", mean, each, f"{part.best.mean():.1f}"))
+    names = ["stage", "network", "layer read"]
+    columns = [*names, "top-1", "against GAP-FC", "each seed", "best epoch"]
+    return pd.DataFrame(rows, columns=columns).set_index(names)
+
+
+def stage_effects(table: pd.DataFrame) -> pd.DataFrame:
+    """The distances to GAP-FC for `figures.effects`: a row a stage, network and layer, a column a seed."""
+    others = table[~table.arm.isin(BASELINES)].dropna(subset="delta")
+    named = others.assign(effect=others.stage + ": " + others.network + ",\n" + others.layer + " read")
+    return named.pivot_table(index="effect", columns="seed", values="delta", sort=False)
+
+
+def enlargement(config: RunConfig) -> pd.DataFrame:
+    """What taking out the last stage's stride changes: the size of X_L and the multiply-adds of one image (millions)."""
+    model = new_model(config)
+    size = (config.side, config.side)
+    networks = {
+        "as it is": model,
+        "enlarged": enlarge(model),
+        "enlarged, dilated": enlarge(model, dilation=True),
+    }
+    rows = []
+    for name, network in networks.items():
+        with torch.inference_mode():
+            _, feature = network.eval().look(torch.zeros(1, model.channels, *size))
+        height, width = feature.shape[2:]
+        millions = multiply_adds(network, size) / 1e6
+        rows.append((name, f"{height} x {width}", round(millions, 1)))
+    return pd.DataFrame(rows, columns=["network", "X_L", "M multiply-adds"]).set_index("network")
+
+
+def stage_result(table: pd.DataFrame) -> tuple[str, str]:
+    """Two sentences: what SAOL gains over GAP-FC when both are fine-tuned, and what doubling the output costs."""
+    tuned = table[(table.stage == "fine-tuned") & ~table.arm.isin(BASELINES)].dropna(subset="delta")
+    gains = []
+    for (network, layer), part in tuned.groupby(["network", "layer"], sort=False):
+        above = int((part.delta > 0).sum())
+        gains.append(f"{network} ({layer} read) {part.delta.mean():+.1f} ({above} of {len(part)} seeds above)")
+    first = "no network was held against GAP-FC"
+    if gains:
+        first = "Fine-tuned equally long, points of top-1 above GAP-FC: " + "; ".join(gains)
+
+    costs = _doubling(table)
+    second = "no output was doubled"
+    if costs:
+        second = "Doubling the output and going on, against going on as it was: " + "; ".join(costs)
+    return f"{first}.", f"{second}."
+
+
+def _doubling(table: pd.DataFrame) -> list[str]:
+    """The mean difference in top-1 of each network between the stages "enlarged" and "continued", in words."""
+    key = ["network", "layer", "seed"]
+    before = table[table.stage == "continued"].set_index(key).top1
+    after = table[table.stage == "enlarged"].set_index(key).top1
+    change = (after - before).dropna()
+    told = []
+    for (network, layer), values in change.groupby(["network", "layer"], sort=False):
+        told.append(f"{network} ({layer} read) {values.mean():+.1f} points")
+    return told
