@@ -69,7 +69,7 @@ def stage_effects(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def enlargement(config: RunConfig) -> pd.DataFrame:
-    """What taking out the last stage's stride changes: the size of X_L and the multiply-adds of one image (millions)."""
+    """What taking out the last stage's stride changes: the size of X_L, and the millions of multiply-adds an image."""
     model = new_model(config)
     size = (config.side, config.side)
     networks = {

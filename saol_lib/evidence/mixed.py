@@ -78,7 +78,7 @@ def reading(config: dict, method: str) -> str:
 
 
 def measure_networks(networks: Sequence[tuple[Run, nn.Module]], pairs: Pairs, results: str | Path) -> pd.DataFrame:
-    """Every pair by every output layer of every network: a row each, with reading and seed; summaries to `measures/`."""
+    """Every pair by every output layer of every network, a row each with reading and seed; summaries to `measures/`."""
     tables = []
     for run, model in networks:
         heads = ARMS[run.config["arm"]].heads
@@ -149,7 +149,8 @@ def pair_result(table: pd.DataFrame) -> tuple[str, str]:
     for name, part in table[table.reading.str.startswith("SAOL")].groupby("reading", sort=False):
         both = ""
         if "attention_both" in part:
-            both = f", and deals out at least half of what each object is due in {part.attention_both.mean():.0f} % of pairs"
+            share = part.attention_both.mean()
+            both = f", and gives both objects at least half of what their area is due in {share:.0f} % of pairs"
         looks.append(
             f"{name}'s attention follows the patch's area with slope {part.attention_slope.mean() / 100:.2f}{both}"
         )
@@ -181,7 +182,7 @@ def pairs_figure(networks: Sequence[tuple[Run, nn.Module]], pairs: Pairs, chosen
 
     groups = [{"A": map_of(base, "attention")}]
     for title, method in (("A·Y", "saol"), ("CAM", "cam")):
-        if method == "saol" or model.gap is not None or outputs.gap_logits is not None:
+        if method == "saol" or outputs.gap_logits is not None:
             groups.append({f"{title} pasted": map_of(pasted, method), f"{title} base": map_of(base, method)})
     patches = pairs.mixed.boxes[chosen] - torch.tensor([0, 0, 1, 1])  # both ends inclusive
     titles = [pairs.title(index) for index in chosen.tolist()]

@@ -1,0 +1,68 @@
+"""What notebook 02 shows, from made runs."""
+
+import pytest
+from made_runs import gap, make
+
+from saol_lib.evidence.finetuned import (
+    enlargement,
+    network_name,
+    stage_effects,
+    stage_numbers,
+    stage_result,
+    stage_table,
+)
+from saol_lib.training.config import RunConfig
+
+
+@pytest.fixture
+def finished():
+    both = {"arm": "saol_cutmix_ss_sd"}
+    start = {"start": "saol_cutmix_ss_sd-s0-0123456789"}
+    return {
+        "trained": [],
+        "fine-tuned": [
+            *make([70.0, 72.0], arm="gap_fc_cutmix", metric="top1_gap_last"),
+            *make([71.0, 71.0], **both),
+            *make([69.0, 70.0], mask_source="attention", **both),
+        ],
+        "continued": make([75.0, 76.0], **both, **start),
+        "enlarged": make([74.0, 77.0], enlarge=True, **both, **start),
+    }
+
+
+def test_networks_are_told_apart_by_what_is_different():
+    full = {"arm": "saol_cutmix_ss_sd"}
+    assert network_name({"arm": "gap_fc"}) == "GAP-FC" and network_name({"arm": "abn_cutmix"}) == "ABN, CutMix"
+    assert network_name(full) == "SAOL + L_SS + L_SD, CutMix, mask by the branch"
+    assert network_name(full | {"mask_source": "attention"}).endswith("mask by the attention")
+    assert network_name({"arm": "saol", "class_softmax": "image"}) == "SAOL, class softmax per image"
+
+
+def test_distances_are_to_gap_fc_of_the_same_stage_and_seed(finished):
+    shown = stage_numbers(stage_table(finished))
+    branch = shown.loc[("fine-tuned", "SAOL + L_SS + L_SD, CutMix, mask by the branch", "SAOL")]
+    assert list(branch) == ["71.0", "+0.0", "+1.0, -1.0", "72.0"]
+    by_attention = shown.loc[("fine-tuned", "SAOL + L_SS + L_SD, CutMix, mask by the attention", "SAOL")]
+    assert by_attention["each seed"] == "-1.0, -2.0"
+    assert shown.loc[("fine-tuned", "GAP-FC, CutMix", "GAP-FC"), "each seed"] == "–"
+    assert (shown.loc["continued"]["against GAP-FC"] == "–").all(), "no GAP-FC went on: nothing to be held against"
+
+
+def test_the_figure_gets_a_row_an_effect_and_a_column_a_seed(finished):
+    effects = stage_effects(stage_table(finished))
+    assert effects.to_numpy().tolist() == [[1.0, -1.0], [-1.0, -2.0]] and list(effects.columns) == [0, 1]
+
+
+def test_the_sentences_say_both_signs(finished):
+    gains, doubling = stage_result(stage_table(finished))
+    assert "mask by the attention (SAOL read) -1.5 (0 of 2 seeds above)" in gains
+    assert "mask by the branch (SAOL read) +0.0 (1 of 2 seeds above)" in gains
+    assert doubling.endswith("mask by the branch (SAOL read) +0.0 points.")
+    only = {"fine-tuned": gap([1.0, 2.0])}
+    assert stage_result(stage_table(only)) == ("no network was held against GAP-FC.", "no output was doubled.")
+
+
+def test_enlarging_doubles_x_l_and_costs_more():
+    table = enlargement(RunConfig(backbone="resnet-8-8", arm="saol"))
+    assert list(table["X_L"]) == ["8 x 8", "16 x 16", "16 x 16"]
+    assert table["M multiply-adds"].is_monotonic_increasing and table["M multiply-adds"].iloc[0] > 0

@@ -1,0 +1,101 @@
+"""What notebook 03 measures and shows."""
+
+import pandas as pd
+import pytest
+import torch
+from made_runs import gap, make
+
+from saol_lib.evidence import located
+from saol_lib.training.config import finetuning
+from saol_lib.training.runs import save_run
+from saol_lib.training.study import run_stages
+
+SCORES = {"box_acc_30": 80.0, "box_acc_50": 50.0, "box_acc_70": 20.0, "max_box_acc": 50.0, "gt_known": 40.0}
+ERRORS = {"top1_loc_error": 70.0, "top5_loc_error": 60.0}
+LIES = {"mass_inside": 60.0, "area_share": 40.0, "entropy": 2.0, "largest_cell": 30.0}
+
+
+def measure(folder, run, method, v2, **more):
+    config = run.config | {"measure": "localization", "method": method}
+    metrics = SCORES | ERRORS | {"max_box_acc_v2": v2} | more
+    save_run(folder, run._replace(config=config, metrics=metrics), folder="measures")
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Two seeds of a SAOL and a GAP-FC network, fine-tuned."""
+    saol, base = make([70.0, 71.0]), gap([70.0, 70.0])
+    for run, v2 in zip(saol, (48.0, 52.0), strict=True):
+        measure(tmp_path, run, "saol", v2, box_size=20.0)
+        measure(tmp_path, run, "attention", v2 + 1, box_size=30.0, **LIES)
+    for run in base:
+        measure(tmp_path, run, "cam", 58.0, box_size=100.0)
+        measure(tmp_path, run, "best centred box", 55.0)
+        measure(tmp_path, run, "whole image", 45.0)
+    return located.boxes_table({"fine-tuned": [*saol, *base], "enlarged": []}, tmp_path)
+
+
+def test_boxes_that_look_at_nothing_stand_on_top(table):
+    shown = located.box_numbers(table)
+    assert [place[2] for place in shown.index] == [
+        "whole image", "best centred box", "CAM", "A · Y", "A alone (ours)"
+    ]  # fmt: skip
+    assert shown.loc[("fine-tuned", "SAOL", "A · Y"), ["MaxBoxAccV2", "V2, each seed"]].tolist() == [50.0, "48.0, 52.0"]
+    assert shown.loc[("fine-tuned", "none", "whole image"), "box size"] == "–"
+
+
+def test_the_result_says_what_is_not_above_the_best_box_that_looks_at_nothing(table):
+    first, second = located.box_result(table)
+    assert "against 55.0 of the best box" in first
+    assert "A · Y of SAOL 50.0 (not above)" in first and "CAM of GAP-FC 58.0 (above)" in first
+    assert second.endswith("SAOL 1.50.")
+    spread = located.spread_numbers(table)
+    assert spread.loc[("fine-tuned", "SAOL")].tolist() == [60.0, 40.0, 1.5, 2.0, 30.0]
+
+
+def test_missing_and_impossible_measures_are_told(table):
+    assert located.box_faults(table, 2) == []
+    assert "measured for 2 of 3 seeds" in located.box_faults(table, 3)[0]
+    (fault,) = located.box_faults(table.assign(box_acc_70=[90.0, *[20.0] * (len(table) - 1)]), 2)
+    assert "stricter" in fault
+
+
+def test_nothing_measured_is_a_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run notebook 02 first"):
+        located.boxes_table({"fine-tuned": make([1.0])}, tmp_path)
+
+
+def test_pictures_are_the_lowest_the_median_and_the_highest_of_those_got_right():
+    labels = torch.tensor([0, 0, 0, 0, 1, 1])
+    ious = torch.tensor([0.4, 0.1, 0.9, 0.0, 0.3, 0.2])
+    ranks = torch.tensor([0, 0, 0, 2, 0, 1])
+    rows = located.picks(ious, ranks, labels, 5)
+    assert rows == {"lowest IoU": [1, 4], "median": [0, 4], "highest": [2, 4]}
+    assert located.picks(ious, ranks, labels, 1)["highest"] == [2]
+
+
+def test_from_networks_to_boxes_tables_and_figures(tmp_path):
+    values = {"backbone": "resnet-s2-8-8", "train_images": 100, "epochs": 1, "image_size": 32, "batch_size": 50}
+    stages = finetuning(["gap_fc", "saol_sd"], [0], trained={}, continued={"arms": ["saol_sd"]}, **values)
+    finished = run_stages(stages, tmp_path, progress=False)
+    found = located.measure_boxes(finished, tmp_path, images=40, thresholds=20)
+    table = located.boxes_table(finished, tmp_path)
+    assert located.box_faults(table, 1) == [] and located.cam_is_grad_cam(finished, tmp_path)
+    assert set(table.stage) == {"fine-tuned", "continued", "enlarged"}
+    saol = table[table.network == "SAOL + L_SD"]
+    assert set(saol.method) == {"saol", "saol_log", "attention", "spatial", "cam", "grad_cam"}
+
+    figure = located.curves_figure(finished, found, table)
+    assert [line.get_label() for line in figure.axes[0].lines][:2] == ["GAP-FC: CAM", "SAOL + L_SD: A · Y"]
+    run = located.gallery_run(finished, tmp_path)
+    assert run.config["enlarge"]
+    assert located.gallery_figure(run, tmp_path, found[run.id, "saol"], images=40).axes
+    assert located.curves_figure(finished, {}, table) is None
+    assert located.gallery_run({"fine-tuned": []}, tmp_path) is None
+    assert isinstance(located.box_numbers(table), pd.DataFrame)
+
+
+@pytest.mark.parametrize("wrong", [{"images": 0}, {"thresholds": 0}])
+def test_numbers_that_cannot_be(tmp_path, wrong):
+    with pytest.raises(ValueError, match="must be None or at least 1"):
+        located.measure_boxes({}, tmp_path, **wrong)

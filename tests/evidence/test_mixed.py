@@ -1,0 +1,77 @@
+"""What notebook 05 measures and shows."""
+
+import pytest
+import torch
+from made_runs import make
+
+from saol_lib.evidence import mixed
+from saol_lib.networks import build_model
+from saol_lib.training.config import RunConfig
+from saol_lib.training.runs import save_run
+
+NUMBERS = {"guess_error": 25.0, "share_slope": 80.0, "attention_slope": 40.0, "own_mass": 60.0, "attention_both": 30.0}
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """Two seeds of two readings; SAOL's error is worse than one half, once."""
+    runs = make([50.0, 51.0], arm="saol_cutmix_ss_sd")
+    by_attention = make([50.0, 51.0], arm="saol_cutmix_ss_sd", mask_source="attention")
+    for run, error in zip([*runs, *by_attention], [24.0, 30.0, 20.0, 21.0], strict=True):
+        config = run.config | {"measure": "cutmix_pairs", "method": "saol"}
+        save_run(tmp_path, run._replace(config=config, metrics=NUMBERS | {"share_error": error}), folder="measures")
+    return tmp_path, [*runs, *by_attention]
+
+
+def test_readings_of_the_mask_are_kept_apart():
+    full = {"arm": "saol_cutmix_ss_sd", "mask_source": "attention"}
+    assert mixed.reading(full, "saol") == "SAOL, mask by the attention"
+    assert mixed.reading(full, "cam") == "its GAP-FC, mask by the attention"
+    assert mixed.reading(full | {"arm": "saol_cutmix_sd"}, "saol") == "SAOL", "no L_SS1: nothing predicts a mask"
+    assert mixed.reading(full | {"arm": "gap_fc_cutmix"}, "cam") == "GAP-FC"
+
+
+def test_the_result_says_where_a_share_is_no_better_than_one_half(measured):
+    table = mixed.pair_table(measured[1], measured[0])
+    first, second = mixed.pair_result(table)
+    assert "SAOL 27 points off, no better than always one half (25; 1 of 2 seeds better)" in first
+    assert "mask by the attention 20 points off, better than always one half" in first
+    assert "slope 0.40" in second and "30 % of pairs" in second
+    shown = mixed.pair_numbers(table)
+    assert shown.loc["SAOL", "error, each seed"] == "24.0, 30.0" and shown.loc["SAOL", "A: split"] == "–"
+
+
+def test_only_measures_of_these_runs_count_and_none_is_told(measured):
+    table = mixed.pair_table(measured[1][:1], measured[0])
+    assert table.share_error.tolist() == [24.0]
+    with pytest.raises(FileNotFoundError, match="neither weights nor measures"):
+        mixed.pair_table(make([1.0], arm="saol"), measured[0])
+
+
+def test_a_network_that_does_not_look_is_a_fault(measured):
+    table = mixed.pair_table(measured[1], measured[0])
+    assert mixed.pair_faults(table) == []
+    (fault,) = mixed.pair_faults(table.assign(own_mass=[60.0, 60.0, 50.0, 60.0]))
+    assert fault == "SAOL, mask by the attention, seed 0: own_mass is 50.0, not above 50"
+
+
+def test_pairs_are_chosen_by_area_from_a_seeded_stream():
+    share = torch.linspace(0.05, 0.95, 1000)
+    chosen = mixed.chosen_pairs(share)
+    assert torch.equal(chosen, mixed.chosen_pairs(share))
+    assert (share[chosen] - torch.tensor([0.15, 0.5, 0.85])).abs().max() < 0.02
+
+
+def test_networks_are_measured_and_drawn(tmp_path):
+    config = RunConfig(arm="saol_cutmix_ss_sd", backbone="resnet-8-8", eval_split="held_out", held_out=100)
+    pairs = mixed.draw_all_pairs(config)
+    assert len(pairs.share) == 100 and pairs.title(0).count(",") == 2
+    (run,) = make([10.0], arm=config.arm, backbone=config.backbone, eval_split="held_out", held_out=100)
+    networks = [(run, build_model("resnet-8-8", 10, seed=0).eval())]
+    table = mixed.measure_networks(networks, pairs, tmp_path)
+    assert table.reading.value_counts().to_dict() == {"SAOL": 100, "its GAP-FC": 100}
+    assert set(mixed.pair_table([run], tmp_path).reading) == {"SAOL", "its GAP-FC"}
+    figure = mixed.pairs_figure(networks, pairs, mixed.chosen_pairs(pairs.share))
+    titles = [tile.get_title() for tile in figure.axes[:6]]
+    assert titles[1:] == ["A", "A·Y pasted", "A·Y base", "CAM pasted", "CAM base"]
+    assert mixed.pairs_figure([], pairs, torch.tensor([0])) is None and mixed.share_figure(table[:0]) is None
