@@ -25,6 +25,7 @@ STYLE = sns.axes_style("whitegrid") | SIZES | {"figure.dpi": 100, "svg.hashsalt"
 WIDTH = 8.0  # inches: 800 pixels, a README's column
 COLOURS = dict(zip(FAMILIES.values(), ["black", *sns.color_palette("colorblind", 8)], strict=True))
 BLUE, ORANGE = "#0072B2", "#D55E00"
+COVER = 0.7  # how dark a picture is where a map is weakest
 READINGS = {  # what CutMix-ed pairs are shown to
     "SAOL": BLUE,
     "SAOL, mask by the attention": "#009E73",
@@ -232,7 +233,7 @@ def pair_rows(images: Tensor, boxes: Tensor, groups: Sequence[Mapping[str, Tenso
     boxes (N, 4): the patches, inclusive pixels, outlined everywhere. Each picture in its colours, dark where a map is
     weak. The maps of one group share a scale in each row, from 0 to their largest value.
     """
-    titles = ["mixed"]
+    titles = [""]  # the row's name stands over the mixed image
     for group in groups:
         titles += group
     figure, axes = _figure(WIDTH, len(images) * (0.45 + WIDTH / len(titles)), len(images), len(titles))
@@ -257,7 +258,7 @@ def _draw_lit(tile: Axes, image: Tensor, values: Tensor, box: Tensor | None, mos
     most = float(values.max()) if most is None else most
     strength = values.float().clamp(min=0) / max(most, 1e-30)
     _draw(tile, image, box)
-    cover = 0.85 * (1 - strength.clamp(max=1))
+    cover = COVER * (1 - strength.clamp(max=1))
     _draw(tile, torch.zeros_like(cover), None, image.shape[1:], cmap="gray", vmin=0, vmax=1, alpha=cover.numpy())
 
 

@@ -18,14 +18,16 @@ def network_name(config: dict) -> str:
     """A run's network in words: its family, CutMix, and what else tells two networks of notebooks 02 and 03 apart."""
     arm = config["arm"]
     name = FAMILIES[arm.replace("_cutmix", "")]
-    parts = [name]
     if "cutmix" in arm:
-        parts.append("CutMix")
+        name += " + CutMix"
+    if arm == "saol_cutmix_ss_sd":
+        name = "SAOL, all losses"
+    told = []
     if "ss1" in ARMS[arm].terms:
-        parts.append(f"mask by the {config.get('mask_source', 'branch')}")
+        told.append(f"mask: {config.get('mask_source', 'branch')}")
     if "saol" in ARMS[arm].heads and config.get("class_softmax", "position") == "image":
-        parts.append("class softmax per image")
-    return ", ".join(parts)
+        told.append("class softmax per image")
+    return f"{name} ({', '.join(told)})" if told else name
 
 
 def stage_table(finished: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
@@ -91,18 +93,22 @@ def stage_result(table: pd.DataFrame) -> tuple[str, str]:
     """Two sentences: what SAOL gains over GAP-FC when both are fine-tuned, and what doubling the output costs."""
     tuned = table[(table.stage == "fine-tuned") & ~table.arm.isin(BASELINES)].dropna(subset="delta")
     gains = []
-    for (network, layer), part in tuned.groupby(["network", "layer"], sort=False):
-        above = int((part.delta > 0).sum())
-        gains.append(f"{network} ({layer} read) {part.delta.mean():+.1f} ({above} of {len(part)} seeds above)")
-    first = "no network was held against GAP-FC"
+    for network, part in tuned.groupby("network", sort=False):
+        layers = []
+        for layer, values in part.groupby("layer", sort=False).delta:
+            layers.append(
+                f"{values.mean():+.1f} ({layer} read, {int((values > 0).sum())} of {len(values)} seeds above)"
+            )
+        gains.append(f"{network} {', '.join(layers)}")
+    first = "No network was held against GAP-FC."
     if gains:
-        first = "Fine-tuned equally long, points of top-1 above GAP-FC: " + "; ".join(gains)
+        first = f"Points of top-1 above GAP-FC, fine-tuned equally long: {'; '.join(gains)}."
 
     costs = _doubling(table)
-    second = "no output was doubled"
+    second = "No output was doubled."
     if costs:
-        second = "Doubling the output and going on, against going on as it was: " + "; ".join(costs)
-    return f"{first}.", f"{second}."
+        second = f"Points of top-1 by doubling the output, against going on as it was: {'; '.join(costs)}."
+    return first, second
 
 
 def _doubling(table: pd.DataFrame) -> list[str]:
@@ -113,5 +119,5 @@ def _doubling(table: pd.DataFrame) -> list[str]:
     change = (after - before).dropna()
     told = []
     for (network, layer), values in change.groupby(["network", "layer"], sort=False):
-        told.append(f"{network} ({layer} read) {values.mean():+.1f} points")
+        told.append(f"{network} {values.mean():+.1f} ({layer} read)")
     return told

@@ -37,13 +37,7 @@ MAPS = {
     "abn": "M",
 }
 OWN = ("saol", "cam", "abn")  # the one map of each network that the figure of thresholds shows
-COLUMNS = {
-    "max_box_acc_v2": "MaxBoxAccV2",
-    "max_box_acc": "MaxBoxAcc",
-    "gt_known": "GT-known",
-    "top1_loc_error": "top-1 loc. error",
-    "box_size": "box size",
-}
+COLUMNS = {"max_box_acc": "MaxBoxAcc", "gt_known": "GT-known", "box_size": "box size"}
 STAGES = ("fine-tuned", "continued", "enlarged")
 _BATCH = 50
 
@@ -174,17 +168,28 @@ def boxes_table(finished: Mapping[str, Sequence[Run]], results: str | Path) -> p
 
 
 def box_numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """`boxes_table` as shown, percent: means over the seeds, and every seed's MaxBoxAccV2."""
+    """`boxes_table` as shown, percent: a row a network and map; MaxBoxAccV2 of each stage, then more of the fine-tuned.
+
+    Means over the seeds, with their standard deviation where there are several.
+    """
+    stages = list(dict.fromkeys(table.stage))
     rows = []
-    for (stage, network, method), part in table.groupby(["stage", "network", "method"], sort=False):
-        row = {"stage": stage, "network": network, "map": MAPS[method]}
+    for (network, method), part in table.groupby(["network", "method"], sort=False):
+        row = {"network": network, "map": MAPS[method]}
+        for stage in stages:
+            row[f"V2, {stage}"] = _mean_of(part[part.stage == stage], "max_box_acc_v2")
         for name, title in COLUMNS.items():
-            row[title] = part[name].mean() if name in part else float("nan")
-        values = part.sort_values("seed").max_box_acc_v2
-        row["V2, each seed"] = "–" if method in BLIND else ", ".join(f"{value:.1f}" for value in values)
+            row[title] = _mean_of(part[part.stage == stages[0]], name)
         rows.append(row)
-    shown = pd.DataFrame(rows).set_index(["stage", "network", "map"]).round(1).astype(object)
-    return shown.where(shown.notna(), "–")
+    return pd.DataFrame(rows).set_index(["network", "map"])
+
+
+def _mean_of(part: pd.DataFrame, name: str) -> str:
+    values = part[name].dropna() if name in part else part.seed[:0]
+    if values.empty:
+        return "–"
+    several = len(values) > 1 and values.nunique() > 1
+    return f"{values.mean():.1f} ± {values.std():.1f}" if several else f"{values.mean():.1f}"
 
 
 def spread_numbers(table: pd.DataFrame) -> pd.DataFrame:
@@ -231,21 +236,36 @@ def cam_is_grad_cam(finished: Mapping[str, Sequence[Run]], results: str | Path, 
 
 
 def box_result(table: pd.DataFrame) -> tuple[str, str]:
-    """Two sentences: which maps beat the boxes that look at nothing (fine-tuned networks), and how attention lies."""
-    tuned = table[table.stage == "fine-tuned"]
-    means = tuned.groupby(["network", "method"], sort=False).max_box_acc_v2.mean()
-    bar = max(means.get(("none", name), 0.0) for name in BLIND)
-    paper = {"saol": "A · Y", "cam": "CAM", "abn": "M"}
+    """Two sentences: which maps beat the boxes that look at nothing, and what doubling and the mask's reading change.
+
+    Of every network its own map counts: A * Y, CAM of a GAP-FC network, M of an ABN.
+    """
+    means = table.groupby(["stage", "network", "method"], sort=False).max_box_acc_v2.mean()
+    tuned = means["fine-tuned"]
+    bar = max(tuned.get(("none", name), 0.0) for name in BLIND)
+    has_saol = {network for network, method in tuned.index if method == "saol"}
     told = []
-    for (network, method), value in means.items():
-        if method in paper:
-            told.append(f"{paper[method]} of {network} {value:.1f} ({'above' if value > bar else 'not above'})")
+    for (network, method), value in tuned.items():
+        is_own = method in OWN and (method == "saol") == (network in has_saol)
+        if is_own:
+            told.append(f"{MAPS[method]} of {network} {value:.1f} ({'above' if value > bar else 'not above'})")
     first = f"MaxBoxAccV2 against {bar:.1f} of the best box that looks at nothing: {'; '.join(told)}."
 
-    spread = spread_numbers(tuned)
-    lies = [f"{network} {row.denser:.2f}" for (_, network), row in spread.iterrows()]
-    second = f"Attention is so many times denser in the true box than in the image: {'; '.join(lies)}."
-    return first, second
+    changes = []
+    for network in sorted(has_saol):
+        before, after = (means.get((stage, network, "saol")) for stage in ("continued", "enlarged"))
+        if before is not None and after is not None:
+            changes.append(f"{network} {after - before:+.1f}")
+    second = "Doubling was not measured."
+    if changes:
+        second = f"Points of MaxBoxAccV2 of A · Y by doubling the output: {'; '.join(changes)}."
+
+    spread = spread_numbers(table[table.stage == "fine-tuned"])
+    lies = [f"{network} {row.denser:.1f}" for (_, network), row in spread.iterrows()]
+    return (
+        first,
+        f"{second} Share of the attention in the true box, over the box's share of the image: {'; '.join(lies)}.",
+    )
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
