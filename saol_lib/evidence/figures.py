@@ -345,10 +345,12 @@ def _draw(tile: Axes, values: Tensor, box: Tensor | None, size: Sequence[int] = 
 
 
 def _outline(tile: Axes, box: Tensor | Sequence[int] | None, colour: str) -> None:
-    """Draw a box, both ends inclusive pixels, if there is one."""
+    """Draw a box (4,) or several (M, 4), both ends inclusive pixels, if there are any; rows of -1 count for nothing."""
     if box is None:
         return
-    x0, y0, x1, y1 = map(float, box)
-    corner, extents = (x0 - 0.5, y0 - 0.5), (x1 - x0 + 1, y1 - y0 + 1)
-    outline = [withStroke(linewidth=2.5, foreground="black")]
-    tile.add_patch(Rectangle(corner, *extents, fill=False, edgecolor=colour, linewidth=1, path_effects=outline))
+    effects = [withStroke(linewidth=2.5, foreground="black")]
+    for x0, y0, x1, y1 in torch.as_tensor(box).reshape(-1, 4).tolist():
+        if x0 < 0:
+            continue
+        corner, extents = (x0 - 0.5, y0 - 0.5), (x1 - x0 + 1, y1 - y0 + 1)
+        tile.add_patch(Rectangle(corner, *extents, fill=False, edgecolor=colour, linewidth=1, path_effects=effects))

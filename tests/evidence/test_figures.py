@@ -211,6 +211,14 @@ def test_pair_rows_give_the_maps_of_a_group_one_scale_in_each_row(scenes):
                 np.testing.assert_allclose(tile.images[1].get_alpha(), figures.COVER * (1 - drawn[place]), atol=1e-6)
 
 
+def test_an_image_may_have_several_boxes_filled_up_with_rows_of_minus_one(scenes):
+    images, attention, _ = scenes
+    boxes = torch.tensor([[[2, 1, 9, 7], [0, 0, 1, 1]], [[2, 1, 9, 7], [-1, -1, -1, -1]], [[-1] * 4, [-1] * 4]])
+    figure = figures.attention_grid(images, attention, boxes)
+    counts = sorted(len(tile.patches) for tile in figure.axes if tile.images)
+    assert counts == [0, 0, 1, 1, 2, 2]
+
+
 def test_a_map_that_is_nowhere_positive_leaves_the_picture_dark(scenes):
     images, attention, boxes = scenes
     figure = figures.pair_rows(images[:1], boxes[:1], [{"CAM": -attention[:1, 0]}], ["x"])
