@@ -23,7 +23,6 @@ BATCH = 2
 WIDE = (192, 320)  # (H, W); a map is known by following such a shape
 SQUARE = (224, 32, 28, 299, 64, 96, 128, 256, 331, 384, 48, 160, 192, 240, 288, 320, 380, 448, 512)
 WIDER = 1.5  # a finer level is so many times wider than the next
-BATCH_NORM = torch.ops.aten.native_batch_norm.default
 ALIKE = 1.2  # widths of one level, as far as convolutions without padding part them
 
 
@@ -61,6 +60,20 @@ def _clear_hooks(module: nn.Module) -> None:
             registered.clear()
 
 
+class QuickNorms(TorchDispatchMode):
+    """Batch norms on the meta device give their shapes at once, where torch takes fifty times longer."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.native_batch_norm.default:
+            maps = args[0]
+        elif function is torch.ops.aten.native_batch_norm_backward.default:
+            maps = args[1]
+        else:
+            return function(*args, **(kwargs or {}))
+        channels = maps.new_empty(maps.shape[1])
+        return torch.empty_like(maps), channels, torch.empty_like(channels)
+
+
 @contextmanager
 def fake_pass(model: nn.Module, channels: int, size: tuple[int, int], batch: int = 1):
     """Gives images (B, C, H, W) on which `model`, a spare, can be called; only shapes are computed where it has no
@@ -71,10 +84,12 @@ def fake_pass(model: nn.Module, channels: int, size: tuple[int, int], batch: int
     floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
     dtype = floating[0] if floating else torch.float32
 
-    new_tensors_too = device if device.type == "meta" else nullcontext()
+    fake = device.type == "meta"
+    new_tensors_too = device if fake else nullcontext()
+    norms = QuickNorms() if fake else nullcontext()
     state = random.getstate()
     try:
-        with torch.random.fork_rng(), new_tensors_too, torch.no_grad():
+        with torch.random.fork_rng(), new_tensors_too, norms, torch.no_grad():
             yield torch.zeros(batch, channels, *size, device=device, dtype=dtype)
     finally:
         random.setstate(state)
@@ -186,7 +201,7 @@ class Recording(TorchDispatchMode):
         sources = [self.use(tensor) for tensor in given]
         known = {_memory(tensor) for tensor in given}
 
-        made = _computed(function, args, kwargs)
+        made = function(*args, **kwargs)
 
         written = list(_written(function, args, kwargs))
         changed = {_memory(tensor) for tensor in written}
@@ -255,12 +270,6 @@ class Functions(TorchFunctionMode):
         tensors = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
         call.made = [self.recording.use(tensor).value for tensor in tensors]
         return made
-
-
-def _computed(function, args: tuple, kwargs: dict) -> object:
-    if function is BATCH_NORM and args[0].is_meta:  # whose own shapes take torch fifty times longer than others'
-        return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
-    return function(*args, **kwargs)
 
 
 def _written(function, args: tuple, kwargs: dict) -> Iterator[Tensor]:

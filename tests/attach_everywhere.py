@@ -1,6 +1,6 @@
 """Attach SAOL to every convolutional family of torchvision, timm and pytorchcv, and write results/attach.md.
 
-    python tests/attach_everywhere.py                 all of them, an hour of one core; goes on where it stopped
+    python tests/attach_everywhere.py                 all of them, half an hour of one core; goes on where it was
     python tests/attach_everywhere.py --sample 6      six at random by a fixed seed; writes nothing, fails if one does
 
 Each network is made without numbers (torch's meta device), gets a SAOL with no node named, takes one training step on
@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from saol_lib.attach import attach_saol
+from saol_lib.finding import QuickNorms
 from saol_lib.losses import gap_loss, saol_loss
 from saol_lib.networks import enlarge
 
@@ -81,7 +82,7 @@ def _natural(name: str) -> list:
 # --- one network -----------------------------------------------------------------------------------------------------
 
 
-def check(make: Callable[[], nn.Module]) -> dict:
+def check(make: Callable[[], nn.Module], enlarging: bool = True) -> dict:
     """What happens to one network: how it is attached, and the sentence where it is not."""
     begun = time.process_time()
     try:
@@ -96,13 +97,14 @@ def check(make: Callable[[], nn.Module]) -> dict:
         training_step(net)
     except Exception as error:
         found["failed"] = sentence(error)
-    else:
+    if enlarging and "failed" not in found:
         for key, dilation in (("enlarged", False), ("dilated", True)):
             try:
                 enlarge(net, dilation)
                 found[key] = "yes"
             except Exception as error:
                 found[key] = sentence(error)
+    gc.collect()
     return found | {"seconds": round(time.process_time() - begun, 1)}
 
 
@@ -116,6 +118,11 @@ def made_without_numbers(make: Callable[[], nn.Module]) -> nn.Module:
 
 def training_step(net: nn.Module) -> None:
     """Forward, loss and backward on images that are not square; every new layer's weight takes a gradient."""
+    with QuickNorms():
+        _training_step(net)
+
+
+def _training_step(net: nn.Module) -> None:
     sizes = STEP if net.size[0] != net.size[1] else (net.size,)
     for size in sizes:
         try:
@@ -158,13 +165,15 @@ def report(records: dict[str, dict], count: int) -> str:
             f"**Incomplete: {len(records)} of {count} networks were tried so far; the same command goes on.**",
             "",
         ]
-    lines += ["| library | networks | attached | enlarged | with dilation |", "|---|---|---|---|---|"]
+    lines += ["| library | networks | attached | enlarged, of those tried | with dilation |", "|---|---|---|---|---|"]
     for library in ("torchvision", "timm", "pytorchcv", ""):
         part = [record for name, record in made.items() if name.startswith(library)]
         attached = [record for record in part if "failed" not in record]
-        counts = Counter(key for record in attached for key in ("enlarged", "dilated") if record[key] == "yes")
+        tried = sum("enlarged" in record for record in attached)
+        counts = Counter(key for record in attached for key in ("enlarged", "dilated") if record.get(key) == "yes")
         share = f" ({100 * len(attached) / len(part):.1f} %)" if part else ""
-        cells = (library or "all", len(part), f"{len(attached)}{share}", counts["enlarged"], counts["dilated"])
+        larger = [f"{counts[key]} of {tried}" for key in ("enlarged", "dilated")]
+        cells = (library or "all", len(part), f"{len(attached)}{share}", *larger)
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += _listed("Not attached", {n: r["failed"] for n, r in made.items() if "failed" in r})
     unlike = {n: r["enlarged"] for n, r in made.items() if r.get("enlarged", "yes") != "yes"}
@@ -188,6 +197,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, help="so many networks, chosen at random; nothing is written")
     parser.add_argument("--part", default="0/1", help="k/n: the networks k, k + n, ... (several processes)")
     parser.add_argument("--cache", type=Path, default=ROOT / "results" / "quick" / "attach", help="where to go on")
+    parser.add_argument("--attach-only", action="store_true", help="try no enlarging, which takes half of the time")
     parser.add_argument("--report", action="store_true", help="write the report from what was tried, try nothing")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -207,13 +217,13 @@ def main() -> None:
     part, parts = map(int, given.part.split("/"))
     order = sorted(every)
     random.Random(0).shuffle(order)  # so that what is tried first stands for all
+    order.sort(key=lambda name: not name.startswith("torchvision"))
     for name in [] if given.report else order[part::parts]:
         file = given.cache / f"{name.replace(' ', '-')}.json"
         if not file.exists():
-            record = check(every[name])
+            record = check(every[name], not given.attach_only)
             file.write_text(json.dumps(record))
             print(name, record, flush=True)
-            gc.collect()
     records = {}
     for name in every:
         file = given.cache / f"{name.replace(' ', '-')}.json"

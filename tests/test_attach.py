@@ -465,7 +465,7 @@ def test_a_sample_of_the_networks_of_all_libraries(name):
 def test_the_report_counts_and_names_what_fails():
     good = {"nodes": ["a", "b"], "own": True, "enlarged": "yes", "dilated": "its kernel is even"}
     text = attach_everywhere.report({"timm a": good, "timm b": {"failed": "no map"}}, 3)
-    assert "| timm | 2 | 1 (50.0 %) | 1 | 0 |" in text and "**Incomplete: 2 of 3 networks" in text
+    assert "| timm | 2 | 1 (50.0 %) | 1 of 1 | 0 of 1 |" in text and "**Incomplete: 2 of 3 networks" in text
     assert "- timm b: no map" in text and "- timm a: its kernel is even" in text and "| timm a | a, b |" in text
 
 

@@ -363,3 +363,20 @@ def test_what_no_call_is_given_gets_one_sentence():
     with pytest.raises(ValueError, match="is seen by no module and no function of torch alone") as caught:
         attach_saol(Hidden())
     assert "pool it by a module, nn.AdaptiveAvgPool2d(1) say" in str(caught.value)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("make", [PreActLike, InPlace])
+def test_it_is_exported_to_onnx(make, tmp_path):
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    runtime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model, x = attach_saol(make(), seed=0).eval(), images(24, 40)
+    wanted = [value.detach() for value in model(x) if value is not None]
+    torch.onnx.export(model, (x,), tmp_path / "net.onnx", dynamo=True, verbose=False)
+    session = runtime.InferenceSession(tmp_path / "net.onnx")
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert len(found) == len(wanted) > 3
+    for ours, theirs in zip(wanted, found, strict=True):
+        torch.testing.assert_close(torch.from_numpy(theirs), ours, rtol=0, atol=1e-4)
