@@ -310,7 +310,10 @@ def imagenet():
             for stage in stages:
                 yield stage, "imagenet"
                 for method in methods[arm.split("_cutmix")[0].removesuffix("_sd")]:
-                    yield stage._replace(config=stage.config | {"method": method}), "imagenet"
+                    yield (
+                        stage._replace(config=stage.config | {"measure": "localization", "method": method}),
+                        "imagenet",
+                    )
 
 
 def test_fifty_paper_runs_move_their_rows_paper_column_alone(results):
