@@ -5,6 +5,7 @@ PROFILE ?= quick
 DATA ?=
 ONLY ?=
 SET ?=
+RESULTS ?=
 PROCESSES ?=
 WORKERS ?=
 VENV ?=
@@ -20,7 +21,7 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 endif
 DATA_FLAG = $(if $(DATA),--data "$(DATA)")
 STUDY_FLAGS = $(if $(ONLY),--only "$(ONLY)") $(foreach one,$(SET),--set "$(one)") \
-	$(if $(PROCESSES),--processes $(PROCESSES)) $(if $(WORKERS),--workers $(WORKERS))
+	$(if $(PROCESSES),--processes $(PROCESSES)) $(if $(WORKERS),--workers $(WORKERS)) $(if $(RESULTS),--results "$(RESULTS)")
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider
 NUMERIC = tests/test_layers.py tests/test_cutmix.py tests/test_losses.py tests/test_attach.py
@@ -72,7 +73,7 @@ study: $(READY) ## train every run of PROFILE's study on DATA, several at a time
 	$(PY) -m saol_lib.training study --profile "$(PROFILE)" $(DATA_FLAG) $(STUDY_FLAGS)
 
 dryrun: $(READY) ## the paper profile without GPU and data: every network counted and rehearsed, results/paper/README.md
-	$(PY) -m saol_lib.evidence.dryrun $(if $(SMALL),--small)
+	$(PY) -m saol_lib.evidence.dryrun $(if $(SMALL),--small) $(if $(MISSING),--missing)
 
 gpu-check: $(READY) ## under ten minutes on a GPU: its tests, speeds, precisions; results/gpu. Without one it says so
 	$(PY) -m saol_lib.evidence.gpu_check

@@ -3,7 +3,8 @@
 `python -m saol_lib.evidence.dryrun` counts every network of the profile at full size, rehearses each of them with every
 loss on made data (two steps, saved, resumed, evaluated, loaded again; then by two processes), and writes
 results/paper/costs.json, results/paper/README.md and the counted lines of the profile's files.
-`--small` rehearses the small networks alone, `--count` none, `--page` only writes the page from costs.json.
+What is done is written at once, and `--missing` goes on with what is not there. `--small` rehearses the small networks
+alone and writes nothing, `--count` rehearses none, `--page` only writes the page from costs.json.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from saol_lib.training.runs import run_id
 SMALL = ("wrn-40-2",)
 SMALL_ARMS = ("gap_fc", "saol_cutmix_ss_sd")
 FULLEST = "saol_cutmix_ss_sd"  # the arm with every loss
+ALONE, BOTH = "one process", "one process, two processes"  # by whom a case was rehearsed
 
 
 def profile_runs() -> list[RunConfig]:
@@ -172,41 +174,53 @@ def _train_all(configs: Sequence[RunConfig], data_dir: Path, results: Path) -> N
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def rehearse_all(configs: Sequence[RunConfig], folder: Path) -> dict[str, str]:
-    """Rehearse every config by one process and some by two; {case: by whom}."""
+class Ledger:
+    """What was counted and rehearsed, written after each: costs.json of the page. write: whether to write at all."""
+
+    def __init__(self, known: dict, write: bool) -> None:
+        self.networks = dict(known.get("networks", {}))
+        self.rehearsed = dict(known.get("rehearsed", {}))
+        self.write = write
+
+    def save(self) -> None:
+        if self.write:
+            write_costs(self.networks, self.rehearsed)
+
+
+def count_all(configs: Sequence[RunConfig], ledger: Ledger) -> None:
+    """Count each distinct network of these runs that the ledger lacks."""
+    for config in configs:
+        name = case_name(structure(config))
+        if name not in ledger.networks:
+            ledger.networks[name] = count(config)._asdict()
+            ledger.save()
+            print(f"counted {name}: {ledger.networks[name]['multiply_adds'] / 1e9:.2f} G multiply-adds", flush=True)
+
+
+def rehearse_all(configs: Sequence[RunConfig], folder: Path, ledger: Ledger) -> None:
+    """Rehearse what the ledger lacks: every config by one process, one a network by two."""
     data_dir = made_data.make_data(folder / "data")
-    passed = {}
+    together = [config for config in for_two(configs) if ledger.rehearsed.get(case_name(config)) != BOTH]
+    alone = [config for config in configs if case_name(config) not in ledger.rehearsed]
     with made_data.trusted(data_dir):
-        for number, config in enumerate(configs, 1):
-            name = case_name(config)
+        for number, config in enumerate(alone, 1):
             began = time.perf_counter()
             rehearse(config, data_dir, folder / "one" / str(number))
-            passed[name] = "one process"
-            print(f"{number}/{len(configs)} {name}: passed in {time.perf_counter() - began:.0f} s", flush=True)
+            ledger.rehearsed[case_name(config)] = ALONE
+            ledger.save()
+            seconds = time.perf_counter() - began
+            print(f"{number}/{len(alone)} {case_name(config)}: passed in {seconds:.0f} s", flush=True)
 
-        together = for_two(configs)
-        rehearse_by_two(together, data_dir, folder / "two")
-        for config in together:
-            passed[case_name(config)] = "one process, two processes"
-        print(f"by two processes: {', '.join(sorted(config.backbone for config in together))}", flush=True)
-    return passed
-
-
-def count_all(configs: Sequence[RunConfig], known: dict | None = None) -> dict[str, dict]:
-    """What each distinct network of these runs costs, by the name of its structure."""
-    found = {}
-    for config in configs:
-        shape = structure(config)
-        name = case_name(shape)
-        if name not in found:
-            found[name] = count(config)._asdict()
-            if known is None or name not in known:
-                print(f"counted {name}: {found[name]['multiply_adds'] / 1e9:.2f} G multiply-adds", flush=True)
-    return found
+        if together:
+            rehearse_by_two(together, data_dir, folder / "two")
+    ledger.rehearsed |= {case_name(config): BOTH for config in together}
+    ledger.save()
+    print(f"by two processes: {', '.join(sorted(config.backbone for config in together)) or 'none'}", flush=True)
 
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m saol_lib.evidence.dryrun", description=__doc__.splitlines()[0])
+    parser.add_argument("--missing", action="store_true", help="go on with what is not in costs.json")
     parser.add_argument("--small", action="store_true", help="the small networks alone; writes nothing")
     parser.add_argument("--count", action="store_true", help="count and write, rehearse nothing")
     parser.add_argument("--page", action="store_true", help="write the page from what was counted and rehearsed before")
@@ -220,18 +234,16 @@ def main(words: Sequence[str] | None = None) -> None:
     configs = profile_runs()
     chosen = representatives(configs)
     if options.small:
-        chosen = small(chosen)
-        counted = count_all(chosen)
-    else:
-        counted = count_all(configs)
-    passed = read_costs().get("rehearsed", {})
+        configs = chosen = small(chosen)
+    ledger = Ledger(read_costs() if options.missing else {}, write=not options.small)
+    count_all(configs, ledger)
     if not options.count:
         with tempfile.TemporaryDirectory() as folder:
-            passed = rehearse_all(chosen, Path(folder))
+            rehearse_all(chosen, Path(folder), ledger)
     if not options.small:
-        write_costs(counted, passed)
         print(write_page())
-    print(f"{len(counted)} networks counted, {len(passed)} cases rehearsed: {time.perf_counter() - began:.0f} s")
+    seconds = time.perf_counter() - began
+    print(f"{len(ledger.networks)} networks counted, {len(ledger.rehearsed)} cases rehearsed: {seconds:.0f} s")
 
 
 if __name__ == "__main__":  # processes import this file

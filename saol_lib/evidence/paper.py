@@ -27,7 +27,7 @@ paired) and evaluation, at **{sustained:.0f} TFLOP/s sustained: an assumption**,
 GPUs in bfloat16 and small ones do not reach; two operations a multiply-add. Memory: weights, gradients, momentum and
 what a forward pass keeps for the backward pass, of a whole batch on one GPU; `processes` divides it, and so does
 `accumulate`, which is part of a run's id. Disk: two checkpoints a run. A run that several experiments name is trained
-once: {hours:,.0f} GPU-hours and {disk:,.0f} GB for all {runs} distinct runs.
+once.
 """
 
 
@@ -67,13 +67,16 @@ def write_costs(networks: dict[str, dict], rehearsed: dict[str, str], results: P
     write_json(results / PROFILE / "costs.json", {"networks": networks, "rehearsed": rehearsed})
 
 
-def cost_of(config: RunConfig, networks: dict[str, dict]) -> tuple[Network, Cost]:
-    """A run's cost from what was counted; ValueError where its network was not."""
-    name = case_name(structure(config))
-    if name not in networks:
-        raise ValueError(f"{name} was not counted; run make dryrun")
-    network = Network(**networks[name])
-    return network, forecast(config, network)
+def costs_of(configs: Sequence[RunConfig], networks: dict[str, dict]) -> list[tuple[Network, Cost]]:
+    """Each run's network and cost; empty where one of the networks was not counted yet."""
+    found = []
+    for config in configs:
+        name = case_name(structure(config))
+        if name not in networks:
+            return []
+        network = Network(**networks[name])
+        found.append((network, forecast(config, network)))
+    return found
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -89,16 +92,10 @@ def write_page(results: Path = RESULTS) -> str:
     for path in experiments(PROFILE):
         configs = read_runs(path)[0]
         every |= {run_id(config.identity()): config for config in configs}
-        rows.append(_experiment_row(path, configs, networks, results))
+        rows.append(experiment_row(path, configs, costs, results))
         _write_line(path, configs, networks)
 
-    total = [cost_of(config, networks)[1] for config in every.values()]
-    text = WORDS.format(
-        sustained=SUSTAINED,
-        hours=sum(cost.hours for cost in total),
-        disk=sum(cost.disk for cost in total),
-        runs=len(every),
-    )
+    text = WORDS.format(sustained=SUSTAINED) + _total(list(every.values()), networks)
     head = "| experiment | status | runs | M parameters | G multiply-adds | GPU-hours | GB of memory | GB of disk |"
     parts = [text.rstrip(), "\n".join([head, "|---|---|---|---|---|---|---|---|", *rows]), _networks(networks)]
     parts.append(_rehearsed(costs["rehearsed"]))
@@ -107,26 +104,46 @@ def write_page(results: Path = RESULTS) -> str:
     return page
 
 
-def _experiment_row(path: Path, configs: Sequence[RunConfig], networks: dict, results: Path) -> str:
-    counted = [cost_of(config, networks) for config in configs]
-    cells = [
-        f"[{path.stem}](../../notebooks/profiles/paper/{path.name})",
-        status(configs, results / PROFILE),
-        str(len(configs)),
+def _total(configs: Sequence[RunConfig], networks: dict) -> str:
+    counted = costs_of(configs, networks)
+    if not counted:
+        return f"\nAll {len(configs)} distinct runs together: not counted yet; `make dryrun MISSING=1` goes on.\n"
+    hours = sum(cost.hours for _, cost in counted)
+    disk = sum(cost.disk for _, cost in counted)
+    return f"\nAll {len(configs)} distinct runs together: {hours:,.0f} GPU-hours and {disk:,.0f} GB of disk.\n"
+
+
+def experiment_row(path: Path, configs: Sequence[RunConfig], costs: dict, results: Path) -> str:
+    """The experiment's line of the table. costs: what `read_costs` gives."""
+    counted = costs_of(configs, costs["networks"])
+    rehearsed = bool(counted) and is_rehearsed(configs, costs["rehearsed"])
+    link = f"[{path.stem}](../../notebooks/profiles/paper/{path.name})"
+    cells = [link, status(configs, results / PROFILE, rehearsed), str(len(configs))]
+    cells += _cost_cells(counted) if counted else ["not counted yet", *["–"] * 4]
+    return f"| {' | '.join(cells)} |"
+
+
+def _cost_cells(counted: Sequence[tuple[Network, Cost]]) -> list[str]:
+    return [
         _span([network.parameters / 1e6 for network, _ in counted], ".2f"),
         _span([network.multiply_adds / 1e9 for network, _ in counted], ".2f"),
         f"{sum(cost.hours for _, cost in counted):,.0f}",
         _span([cost.memory for _, cost in counted], ".1f"),
         f"{sum(cost.disk for _, cost in counted):,.0f}",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
-def status(configs: Sequence[RunConfig], folder: Path) -> str:
-    """ "done", "ready", or how many of the runs are finished."""
+def is_rehearsed(configs: Sequence[RunConfig], rehearsed: dict[str, str]) -> bool:
+    """Whether every network of these runs was rehearsed."""
+    networks = {name.split()[1] for name in rehearsed}
+    return {config.backbone for config in configs} <= networks
+
+
+def status(configs: Sequence[RunConfig], folder: Path, rehearsed: bool) -> str:
+    """ "done", how many of the runs are finished, "ready", or that the rehearsal is still to come."""
     finished = [config for config in configs if load_finished(folder, run_id(config.identity()))]
     if not finished:
-        return "ready"
+        return "ready" if rehearsed else "not rehearsed yet"
     return "**done**" if len(finished) == len(configs) else f"{len(finished)} of {len(configs)}"
 
 
@@ -169,7 +186,9 @@ def _write_line(path: Path, configs: Sequence[RunConfig], networks: dict) -> Non
 
 
 def counted_line(configs: Sequence[RunConfig], networks: dict) -> str:
-    costs = [cost_of(config, networks)[1] for config in configs]
+    costs = [cost for _, cost in costs_of(configs, networks)]
+    if not costs:
+        return "# Counted by make dryrun: not yet."
     hours = sum(cost.hours for cost in costs)
     longest = max(cost.hours for cost in costs)
     memory = max(cost.memory for cost in costs)
