@@ -48,7 +48,7 @@ def test_one_command_gives_a_run_and_a_row(data, tmp_path, experiment, settings)
     assert done.returncode == 0, done.stderr[-2000:]
 
     runs = load_runs(results)
-    count = {"cifar10-wrn40": 1, "imagenet-resnet50": 1, "wsol-cub": 6}[experiment]  # both readings; three stages each
+    count = {"cifar10-wrn40": 1, "imagenet-resnet50": 2, "wsol-cub": 6}[experiment]  # both readings, in three stages
     assert len(runs) == count and {run.config["arm"] for run in runs} == {"saol_cutmix_ss_sd"}
     rows = [line for line in runs_tables("paper", tmp_path / "results").splitlines() if "saol_cutmix_ss_sd" in line]
     assert len(rows) >= 2, "one for each output layer"
