@@ -34,6 +34,7 @@ from saol_lib.finding import (
     spare,
     spot_given,
     tensor_at,
+    version_of,
 )
 from saol_lib.layers import GAPFC, SAOL, Outputs, SaolOptions
 from saol_lib.streams import seeded
@@ -529,7 +530,7 @@ def _giving(recording: Recording, end: End) -> dict[str, Call]:
 
 
 def _changes_later(use: Use) -> bool:
-    return use.version != use.tensor._version
+    return use.version != version_of(use.tensor)
 
 
 def _taking(recording: Recording, end: End) -> dict[str, Call]:

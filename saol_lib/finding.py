@@ -89,7 +89,7 @@ def fake_pass(model: nn.Module, channels: int, size: tuple[int, int], batch: int
     norms = QuickNorms() if fake else nullcontext()
     state = random.getstate()
     try:
-        with torch.random.fork_rng(), new_tensors_too, norms, torch.no_grad():
+        with torch.inference_mode(False), torch.random.fork_rng(), new_tensors_too, norms, torch.no_grad():
             yield torch.zeros(batch, channels, *size, device=device, dtype=dtype)
     finally:
         random.setstate(state)
@@ -193,7 +193,7 @@ class Recording(TorchDispatchMode):
             self._new_value(memory, [])
             self._note_map(tensor)
         self._kept.append(tensor)
-        return Use(self._latest[memory], tensor, tensor._version)
+        return Use(self._latest[memory], tensor, version_of(tensor))
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -307,6 +307,11 @@ def record(recording: Recording, model: nn.Module, channels: int) -> None:
         for hook in hooks:
             hook.remove()
     recording.outputs = [(path, recording.use(tensor)) for path, tensor in tensors_in(made)]
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor's memory was written; weights made in inference mode do not count, and are never maps."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def tensors_in(output: object, path: tuple = ()) -> Iterator[tuple[tuple, Tensor]]:

@@ -615,3 +615,12 @@ def test_bad_input_gets_one_sentence(call, message):
 def test_an_unknown_keyword_is_named():
     with pytest.raises(ValueError, match="did you mean logit_width"):
         small(logitwidth=3)
+
+
+def test_networks_are_built_inside_inference_mode():
+    """As in a cell that only looks at a network."""
+    images = torch.rand(2, 3, 32, 48)
+    with torch.inference_mode():
+        named = build_model("resnet-8", 10)
+        plain = attach_saol(vision.resnet18(num_classes=10))
+        assert named(images).saol_log_probs.shape == plain(images).saol_log_probs.shape == (2, 10)

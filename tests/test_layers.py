@@ -325,7 +325,9 @@ def test_gradients_of_saol(options):
         state = dict(zip(names, tensors[2:], strict=True))
         return tuple(t for t in torch.func.functional_call(saol, state, (tensors[:2], True)) if t is not None)
 
-    assert torch.autograd.gradcheck(forward, [t.detach().requires_grad_() for t in (*maps, *values)])
+    inputs = [t.detach().requires_grad_() for t in (*maps, *values)]
+    along_random_directions = torch.autograd.gradcheck(forward, inputs, fast_mode=True)  # all entries take minutes
+    assert along_random_directions
 
 
 def test_gradients_of_joining_and_gap_fc():

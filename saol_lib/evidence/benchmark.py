@@ -293,11 +293,8 @@ class Benchmark:
         ratio = seconds["bare DataLoader"] / seconds["Stream"]
         return self._kept({"streamed / bare torchvision DataLoader, images per second": ratio}, "ratio")
 
-    def explorer(self) -> pd.DataFrame:
-        """Seconds from where the pointer is to all that the explorer's page is sent, a small step of a drag each."""
-        from saol_lib.explorer import AttentionExplorer
-
-        explorer = AttentionExplorer.shipped()
+    def drag(self, explorer) -> pd.DataFrame:
+        """Seconds from a new place of the patch to all that an `AttentionExplorer` sends its page."""
         boxes = cycle((x, y, x + 12, y + 12) for x in range(20) for y in range(20))
         calls = {}
         for name in explorer.lenses:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from saol_lib import AttentionExplorer
 from saol_lib.evidence import cost
 from saol_lib.evidence.benchmark import Benchmark, count, stored
 
@@ -79,6 +80,6 @@ def test_streaming_is_told_as_images_a_second(small, monkeypatch):
 
 def test_a_drag_of_the_explorer_moves_the_patch(small):
     """Both shipped networks answer, from a new place each time."""
-    table = small.explorer()
+    table = small.drag(AttentionExplorer.shipped())
     assert table.index.tolist() == ["digits", "cifar10"]
     assert all(value > 0 for name, value in small.measured.items() if "drop in the explorer" in name)
