@@ -48,6 +48,7 @@ test: $(READY) ## everything that CI checks: style, tests, notebooks, claims; st
 	$(PY) -m ruff format --check .
 	$(PY) notebooks/run.py check
 	$(PY) -m saol_lib.evidence --check
+	@if command -v npm > /dev/null; then $(MAKE) --no-print-directory lint-js; else echo "No npm here: the page's checks are left out."; fi
 	$(PY) notebooks/run.py alone $(PY) -m pytest $(TWO) $(NBVAL) tests notebooks/[0-9]*.ipynb
 	@echo "Passed: ruff, notebooks normalised, README's claims up to date, pytest, notebooks executed."
 

@@ -119,7 +119,7 @@ def arms_and_schedules():
             yield pytest.param(arm, schedule, marks=() if arm == ALL else pytest.mark.faults)
 
 
-@pytest.mark.parametrize(("arm", "schedule"), arms_and_schedules())
+@pytest.mark.parametrize(("arm", "schedule"), [*arms_and_schedules()])
 def test_every_arm_with_every_schedule(tmp_path, arm, schedule):
     values = {"cutmix_schedule": schedule, "cutmix_probability": 0.5 if schedule == "paired" else 1.0}
     run = go(tmp_path, arm, epochs=1, train_images=100, **values)
