@@ -74,7 +74,7 @@ def numbers(words: Sequence[str], path: Path) -> Box:
 def seen(path: Path, boxes: Sequence[Box], side: int, size: Size | None = None) -> list[list[int]]:
     """Where the boxes of an image file lie in its evaluated middle (side x side), cut off at the border.
 
-    The shorter side is resized to 8/7 of `side` and the middle cut out, as `streaming.Reader` does. A box outside of
+    The shorter side is resized to 8/7 of `side` and the middle cut out, as `images.middle` does. A box outside of
     the middle becomes a line at its border, so that no image loses its last box. size: the one the annotation gives.
     Raises ValueError for a box that is not inside its image and for another size than the file's, OSError for a file
     that is no image.

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.transforms.v2.functional import center_crop, resize
 
 log = logging.getLogger("saol_lib")
 
@@ -47,6 +48,18 @@ def read_image(path: Path) -> np.ndarray:
         raise ValueError(f"{path} is too large a picture to unpack ({error}); make it smaller or remove it") from None
     except Exception as error:  # a reader of a broken file may raise anything
         raise ValueError(f"{path} cannot be read as an image ({error}); replace or remove it") from None
+
+
+def read_pixels(path: Path) -> Tensor:
+    """`read_image` as a tensor (3, H, W) uint8."""
+    image = read_image(path)
+    return torch.from_numpy(image).permute(2, 0, 1)
+
+
+def middle(pixels: Tensor, side: int) -> Tensor:
+    """What evaluation sees of pixels (3, H, W): the middle (3, side, side) after the shorter side became 8/7 of it."""
+    larger = resize(pixels, [side * 8 // 7], antialias=True)
+    return center_crop(larger, [side, side])
 
 
 def _check(image: Image.Image) -> None:

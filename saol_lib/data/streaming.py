@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import resized_crop
 
 from saol_lib.data.batches import Batch, Rows, Scaling
-from saol_lib.data.images import read_image
+from saol_lib.data.images import middle, read_pixels
 from saol_lib.data.splits import Files
 from saol_lib.streams import stream, stream_seed
 
@@ -265,7 +265,6 @@ class Reader:
     def __init__(self, files: Files, skip_damaged: bool = False) -> None:
         self.files, self.skip_damaged = files, skip_damaged
         self._anywhere = v2.RandomResizedCrop(files.side)
-        self._middle = v2.Compose([v2.Resize(files.side * 8 // 7, antialias=True), v2.CenterCrop(files.side)])
 
     def __getitem__(self, chunk: Chunk) -> Decoded:
         """The chunk's pictures, or why there are none; torch's global generator stays as it was."""
@@ -288,7 +287,7 @@ class Reader:
             if chunk.seeds is not None:
                 image = self._crop(pixels, chunk.seeds[row])
             elif found == wanted:
-                image = self._middle(pixels)
+                image = middle(pixels, self.files.side)
             else:
                 continue  # evaluation sees each image once, beside its own boxes
             images[len(index)] = image.permute(1, 2, 0)
@@ -308,18 +307,13 @@ class Reader:
                 f"images could not be handed over ({_first_line(error)}); give more shared memory, or workers=0"
             ) from None
 
-    def middle(self, index: int) -> Tensor:
-        """One file's middle (3, side, side) uint8, as evaluation sees it."""
-        pixels = _pixels(self.files, index)
-        return self._middle(pixels)
-
     def _read(self, index: int, damaged: list[str]) -> tuple[Tensor, int]:
         """The file's pixels (3, H, W) and its number; where damaged ones may be skipped, those of the next good one."""
         count = len(self.files.labels)
         for number in range(index, index + count):
             number %= count
             try:
-                return _pixels(self.files, number), number
+                return read_pixels(self.files.path(number)), number
             except ValueError as error:
                 if not self.skip_damaged:
                     raise ValueError(f"{error}; or set skip_damaged to go on without") from None
@@ -332,8 +326,3 @@ class Reader:
         place = self._anywhere.make_params([pixels])
         image = resized_crop(pixels, **place, size=[self.files.side] * 2, antialias=True)
         return image.flip(2) if torch.rand(1) < 0.5 else image
-
-
-def _pixels(files: Files, index: int) -> Tensor:
-    image = read_image(files.path(index))
-    return torch.from_numpy(image).permute(2, 0, 1)
