@@ -134,7 +134,7 @@ def test_lab_opens_on_the_start_page_and_reaches_the_results():
 
 def test_no_block_of_code_is_forgotten():
     assert len(blocks("python")) == 2, "a new block needs a test here"
-    others = [words for _, words in commands() if words[0] not in ("make", "papermill")]
+    others = [words for _, words in commands() if words[0] not in ("make", "papermill", "sbatch")]
     assert others == [["pip", "install", "."]], "CI installs the package; another command needs a test here"
 
 
@@ -196,3 +196,12 @@ def test_the_film_is_animated_and_small():
     assert film.stat().st_size < 2_000_000
     with Image.open(film) as picture:
         assert picture.n_frames > 10 and picture.width >= 800
+
+
+def test_the_slurm_line_names_what_exists():
+    """No cluster is here: its script is read by bash, and its experiment is one of the paper profile's."""
+    lines = [words for _, words in commands() if words[0] == "sbatch"]
+    assert lines
+    for _, _, script, experiment, _ in lines:
+        subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)
+        assert (ROOT / script).with_name(f"{experiment}.yaml").is_file()
