@@ -45,7 +45,7 @@ def train_study(arguments: list[str]) -> None:
         missing = [config for config in configs if finished_run(config, resolve(results)) is None]
         if missing:  # a missing folder is told once, before any worker starts
             load(missing[0].dataset, missing[0].data_dir, **missing[0].data_options)
-        finished = run_study(configs, results)
+        finished = run_study(configs, results, in_order=True)
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

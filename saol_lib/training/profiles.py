@@ -3,7 +3,8 @@
 `NN.yaml` holds the parameters of notebook NN; where it names arms, they are runs of the study. Every other file, as
 `study.yaml` or `cifar10-wrn.yaml`, is an experiment, runs that belong to no notebook:
 `{results, common: {...}, grids: [{...overrides, arms, seeds}]}`. In a grid, `continued: {...}` asks for every run once
-more with these changes, started from it, as it was and with twice the resolution.
+more with these changes, started from it, as it was and with twice the resolution. A grid with a value `to be chosen`
+names no runs until that value is filled in.
 """
 
 import dataclasses
@@ -17,6 +18,8 @@ from saol_lib.training import files
 from saol_lib.training.config import RunConfig, continuing, finetuning, grid
 from saol_lib.training.runs import run_id
 
+OPEN = "to be chosen"  # a value that is not known yet
+
 
 def study_configs(
     profile: str,
@@ -24,14 +27,16 @@ def study_configs(
     only: str | None = None,
     changes: Mapping | None = None,
 ) -> tuple[list[RunConfig], str]:
-    """The runs of a profile's study, each once, and their results folder; ValueError with one sentence.
+    """The runs of a profile's study, each once in the order of the files, and their results folder.
 
     data_dir: the folder of the data set; None: what the files say. only: the name of one file, without .yaml.
     changes: settings that take the place of what the files say, {"epochs": 1} say.
+    Raises ValueError with one sentence, also where every run waits for a value that is still to be chosen.
     """
-    found, places = {}, {}
-    for path in _files(profile, only):
+    found, places, waiting = {}, {}, set()
+    for path in _study_files(_files(profile, only)):
         configs, place = read_runs(path, data_dir, changes)
+        waiting |= open_values(path, changes)
         if configs:
             places[place] = path.name
         for config in configs:
@@ -40,6 +45,8 @@ def study_configs(
     if len(places) > 1:
         named = ", ".join(f"{name}: {place}" for place, name in places.items())
         raise ValueError(f"profile {profile!r} names {len(places)} results folders ({named}); a study has one")
+    if not found and waiting:
+        raise ValueError(f"profile {profile!r}: {', '.join(sorted(waiting))} still to be chosen; fill them in first")
     if not found:
         raise ValueError(f"profile {profile!r} trains nothing by itself: no file of it names arms and seeds of a study")
     return list(found.values()), next(iter(places))
@@ -57,6 +64,14 @@ def _files(profile: str, only: str | None) -> list[Path]:
     if only not in names:
         raise ValueError(f"profile {profile!r} has no file {only}.yaml; choose one of {', '.join(names)}")
     return [paths[names.index(only)]]
+
+
+def _study_files(paths: list[Path]) -> list[Path]:
+    """Without the notebooks whose runs lie in another folder than those of the experiments: they train their own."""
+    places = {_results(path, read_yaml(path)) for path in paths if is_experiment(path)}
+    if not places:
+        return paths
+    return [path for path in paths if is_experiment(path) or _results(path, read_yaml(path)) in places]
 
 
 def experiments(profile: str) -> list[Path]:
@@ -85,18 +100,38 @@ def notebook_runs(
 ) -> tuple[list[RunConfig], str]:
     """Every run that one profile file names, fine-tuning in the order of its stages, and their results folder."""
     values = read_yaml(path)
-    where = f"profile file {path.parent.name}/{path.name}"
-    tables = _study_tables(values, where) if is_experiment(path) else _notebook_tables(values)
     given = {"data_dir": data_dir} if data_dir else {}
 
     configs = []
-    for table in tables:
-        table = table | given | (changes or {})
+    for table in _tables(path, values, given | (changes or {})):
+        if _open_names(table):
+            continue
         try:
             configs += _configs(table)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{where}: {error}") from None
+            raise ValueError(f"{_where(path)}: {error}") from None
     return configs, _results(path, values)
+
+
+def open_values(path: Path, changes: Mapping | None = None) -> set[str]:
+    """The names of a profile file's values that are still to be chosen."""
+    found = set()
+    for table in _tables(path, read_yaml(path), changes or {}):
+        found |= _open_names(table)
+    return found
+
+
+def _open_names(table: Mapping) -> set[str]:
+    """Those of one grid, and of the arms that change values."""
+    arms = table["arms"] if isinstance(table["arms"], list) else []
+    places = [table, *(arm for arm in arms if isinstance(arm, dict))]
+    return {name for place in places for name, value in place.items() if value == OPEN}
+
+
+def _tables(path: Path, values: dict, changes: Mapping) -> list[dict]:
+    """What each grid of a file, or the notebook, says, with the changes."""
+    tables = _study_tables(values, _where(path)) if is_experiment(path) else _notebook_tables(values)
+    return [table | changes for table in tables]
 
 
 def _configs(table: dict) -> list[RunConfig]:
@@ -118,13 +153,17 @@ def _with_continued(continued: dict, **values) -> list[RunConfig]:
     return [*configs, *stages["continued"], *stages["enlarged"]]
 
 
+def _where(path: Path) -> str:
+    return f"profile file {path.parent.name}/{path.name}"
+
+
 def _results(path: Path, values: dict) -> str:
     return values.get("results") or f"results/{path.parent.name}"
 
 
 def read_yaml(path: Path) -> dict:
     """A profile file's lines of `name: value`; ValueError where it is something else."""
-    where = f"profile file {path.parent.name}/{path.name}"
+    where = _where(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

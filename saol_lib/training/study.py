@@ -49,6 +49,7 @@ def run_study(
     results: str | Path = OWN,
     executor: Executor | None = None,
     progress: bool = True,
+    in_order: bool = False,
 ) -> list[Run]:
     """Train every config, longest first, and return their runs in the order given; finished ones are only read.
 
@@ -58,6 +59,7 @@ def run_study(
     executor: any `concurrent.futures.Executor`, Dask's `Client.get_executor()` say; None: one process a core, or a GPU,
     each with one thread. Runs in threads of one process take turns: torch has one random generator a process. A run
     that fails is recorded with status "failed" and the others go on.
+    in_order: begin them in the order given instead, so that what is reached when time runs out is its first part.
 
     Raises ValueError where two configs with one id have different data folders, OtherData where a finished or begun run
     was computed from other data, RuntimeError where a worker process died: what was finished is kept, and calling
@@ -77,7 +79,7 @@ def run_study(
     missing = {name: config for name, config in by_id.items() if name not in done}
     if missing:
         with _pool(missing, executor) as pool:
-            done |= _Study(missing, results, pool, progress).train()
+            done |= _Study(missing, results, pool, progress, in_order).train()
     return [done[run_id(config.identity())] for config in configs]
 
 
@@ -151,10 +153,12 @@ def _pool(missing: dict[str, RunConfig], executor: Executor | None):
 class _Study:
     """The missing runs of a study: which wait, which are under way, and how much is left."""
 
-    def __init__(self, missing: dict[str, RunConfig], results: Path, pool: Executor, progress: bool) -> None:
+    def __init__(
+        self, missing: dict[str, RunConfig], results: Path, pool: Executor, progress: bool, in_order: bool
+    ) -> None:
         self.configs, self.results, self.pool, self.progress = missing, results, pool, progress
         self.work = {name: _work(config) for name, config in missing.items()}
-        self.waiting = sorted(missing, key=self.work.get, reverse=True)
+        self.waiting = list(missing) if in_order else sorted(missing, key=self.work.get, reverse=True)
         self.under_way: dict[Future, str] = {}
         self.look_again: dict[str, float] = {}  # when to try a run that another process trains
         self.done: dict[str, Run] = {}

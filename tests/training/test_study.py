@@ -84,6 +84,10 @@ def test_longest_first_and_results_in_the_order_given(tmp_path, monkeypatch):
     assert executor.asked == sorted(dict.fromkeys(configs), key=work.get, reverse=True) and len(executor.asked) == 4
     assert executor.asked[0] == configs[2] and executor.asked[-1] == configs[3]
 
+    executor = Direct()
+    run_study(configs, tmp_path / "again", executor, progress=False, in_order=True)
+    assert executor.asked == configs[:4]
+
 
 def test_a_run_waits_for_the_one_it_starts_from_and_for_no_other(tmp_path, monkeypatch):
     """However the configs are ordered, and with the longest at the end of the chain."""
@@ -402,8 +406,23 @@ def test_study_yaml_names_runs(tmp_path, monkeypatch):
     (folder / "04.yaml").write_text(yaml.safe_dump(beside))
     assert [(c.arm, c.seed) for c in study_configs("tiny")[0]].count(("abn", 4)) == 1
 
-    (folder / "04.yaml").write_text(yaml.safe_dump(beside | {"results": "results/there"}))
-    with pytest.raises(ValueError, match=r"names 2 results folders \(04.yaml: results/there, study.yaml: results/here"):
+    (folder / "04.yaml").write_text(yaml.safe_dump(beside | {"results": "results/there"}))  # it trains its own runs
+    assert study_configs("tiny") == (study_configs("tiny", only="study")[0], "results/here")
+    (folder / "rates.yaml").write_text(yaml.safe_dump(STUDY | {"results": "results/there"}))
+    with pytest.raises(ValueError, match=r"names 2 results folders \(.*rates.yaml: results/there, study.yaml: "):
+        study_configs("tiny")
+
+
+def test_a_grid_waits_for_values_that_are_still_to_be_chosen(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    known, unknown = {"arms": ["gap_fc"], "seeds": [0]}, {"arms": ["saol"], "seeds": [0], "lr": "to be chosen"}
+    one_arm = {"arms": [{"arm": "saol_sd", "epochs": "to be chosen"}, "saol_ce"], "seeds": [0]}
+    study_file(tmp_path, grids=[unknown, known, one_arm])
+    assert [config.arm for config in study_configs("tiny")[0]] == ["gap_fc"]
+    assert [config.arm for config in study_configs("tiny", changes={"lr": 0.1})[0]] == ["saol", "gap_fc"]
+
+    study_file(tmp_path, grids=[unknown, one_arm])
+    with pytest.raises(ValueError, match="profile 'tiny': epochs, lr still to be chosen; fill them in first"):
         study_configs("tiny")
 
 
@@ -435,6 +454,18 @@ def test_the_pilots_study_has_the_runs_of_notebook_04_and_of_its_grids():
     configs, results = study_configs("pilot")
     assert results == "results/pilot" and len(configs) >= 54
     assert {(c.train_images, c.epochs) for c in configs} >= {(5000, 30), (5000, 60), (5000, 100), (10000, 60)}
+
+
+def test_every_regime_serves_its_grid_of_rates():
+    """Whichever the regime becomes, its runs of seeds 0 and 1 are runs of the grid, with the same ids."""
+    regime = {run_id(config.identity()) for config in study_configs("pilot", only="study")[0] if config.seed < 2}
+    shared = []
+    for images, epochs in ((5000, 60), (5000, 100), (10000, 60)):
+        changes = {"train_images": images, "epochs": epochs}
+        rates = {run_id(config.identity()) for config in study_configs("pilot", only="rates", changes=changes)[0]}
+        assert len(rates) == 6 * 3 * 2 and len(rates & regime) == 4
+        shared += rates & regime
+    assert set(shared) == regime
 
 
 def test_study_configs_reads_the_profile(tmp_path, monkeypatch):
