@@ -82,8 +82,9 @@ def load_model(run: Run, results: str | Path, device: str = "auto") -> SAOLNet |
     found = load_checkpoint(resolve(results) / "checkpoints" / run.id)
     if not found or found[1]["position"] != [run.config["epochs"], 0]:
         raise FileNotFoundError(
-            f"run {run.id} lacks its last checkpoint in {Path(results).name}; train it again, "
-            "train(config, results, again=True) with the config of that run"
+            f"run {run.id} lacks its last checkpoint in {Path(results).name}; train it again: "
+            "train(RunConfig.of(**run.config, data_dir=DATA), results, again=True), "
+            f"where run = load_run(resolve(results) / 'runs/{run.id}.json') and DATA is its data's folder or None"
         )
 
     model = new_model(RunConfig.of(**run.config))

@@ -616,6 +616,23 @@ def test_a_run_without_its_weights_is_trained_again(tmp_path, caplog):
     assert runs.load_run(path).metrics == other.metrics
 
 
+def test_the_sentence_about_a_lost_start_can_be_followed_word_by_word(tmp_path):
+    """What it says is run as it stands; then the run that starts from there trains, and the file has stayed."""
+    first = go(tmp_path, epochs=1)
+    content = path_of(tmp_path, config(epochs=1)).read_bytes()
+    for file in (tmp_path / "checkpoints" / first.id).glob("0*"):
+        file.unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        go(tmp_path, "saol_sd", epochs=1, start=first.id)
+
+    names = {"results": str(tmp_path), "DATA": None, "RunConfig": RunConfig, "train": train}
+    names |= {"load_run": runs.load_run, "resolve": training.resolve}
+    names["run"] = eval(re.search(r"run = (load_run.*json'\))", str(error.value))[1], names)
+    eval(re.search(r"train\(.*again=True\)", str(error.value))[0], names)
+    assert path_of(tmp_path, config(epochs=1)).read_bytes() == content
+    assert go(tmp_path, "saol_sd", epochs=1, start=first.id).status == "finished"
+
+
 def test_long_epochs_have_checkpoints_inside(tmp_path, monkeypatch):
     """checkpoint_minutes decides; what is lost by a crash is what came after it."""
     whole = go(tmp_path / "whole", "saol_sd")
