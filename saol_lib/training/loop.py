@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from saol_lib.cutmix import Mixed
-from saol_lib.data import Batches, Stream, load
+from saol_lib.data import Stream, load
 from saol_lib.layers import Outputs
 from saol_lib.losses import total_loss
 from saol_lib.networks import load_weights
@@ -37,6 +37,7 @@ from saol_lib.training.distributed import (
     process_rank,
     stoppable,
 )
+from saol_lib.training.evaluation import evaluate, summarise, tally
 from saol_lib.training.files import OWN, make_folder, resolve
 from saol_lib.training.recipe import batches, draw_batch, learning_rate, new_model, new_optimizer
 from saol_lib.training.runs import Run
@@ -184,17 +185,21 @@ class Trainer:
 
     def _is_evaluated(self, epoch: int) -> bool:
         every = self.config.eval_every
-        is_last = epoch + 1 == self.config.epochs
-        return is_last or (every > 0 and (epoch + 1) % every == 0)
+        return self._is_last(epoch) or (every > 0 and (epoch + 1) % every == 0)
 
-    def _evaluate(self, epoch: int) -> dict[str, float]:
+    def _is_last(self, epoch: int) -> bool:
+        return epoch + 1 == self.config.epochs
+
+    def _evaluate(self, epoch: int) -> dict:
         self.group.align(self.model)
         try:
             with self._precision():
-                return evaluate(self.model, self.eval_batches, self.group)
+                counts = tally(self.model, self.eval_batches, self.group)
         except Interrupted:
             self._stop_at(epoch, self.steps)
             raise
+        more = {"reliability": counts.reliability()} if self._is_last(epoch) else {}
+        return counts.scores() | more
 
     def _is_asked_to_stop(self) -> bool:
         return bool(self.stop)
@@ -438,12 +443,13 @@ class Trainer:
 
 def _difference(known: Run, run: Run) -> str:
     """How a run that was trained again differs from its file; empty where it does not."""
-    if (known.metrics, known.epochs) == (run.metrics, run.epochs):
+    epochs = [_part(now, then) for now, then in zip(run.epochs, known.epochs, strict=True)]
+    if (_part(run.metrics, known.metrics), epochs) == (known.metrics, known.epochs):
         return ""
     numbers = [
-        f"{name} is {value}, there {known.metrics.get(name)}"
-        for name, value in run.metrics.items()
-        if value != known.metrics.get(name)
+        f"{name} is {run.metrics.get(name)}, there {value}"
+        for name, value in known.metrics.items()
+        if value != run.metrics.get(name)
     ]
     origins = [
         f"{name} {run.provenance[name]}, there {known.provenance.get(name)}"
@@ -454,59 +460,9 @@ def _difference(known: Run, run: Run) -> str:
     return f"{found} ({'; '.join(origins) or 'same sources, processor and versions'})"
 
 
-# --- evaluation -------------------------------------------------------------------------------------------------------
-
-
-@torch.inference_mode()
-def evaluate(model: nn.Module, data: Batches | Stream, group: Processes | None = None) -> dict[str, float]:
-    """Top-1 accuracy in percent of each output layer that the network has: top1_gap, top1_saol.
-
-    Of several processes each takes every so many-th batch. Damaged images that were skipped do not count. Raises
-    Interrupted where the data end early because someone asked for it.
-    """
-    part = (group.rank, group.count) if group else (0, 1)
-    model.eval()
-    counts = torch.zeros(2, 2, dtype=torch.int64, device=data.device)  # right, seen; of GAP-FC, of SAOL
-    for images, labels in data.all(evaluation_batch(data.size), part=part):
-        outputs = model(images)
-        found = [_right(scores, labels) for scores in (outputs.gap_logits, outputs.saol_log_probs)]
-        counts += torch.stack(found)
-
-    left_out = len(data) - len(data.kept)
-    if group:
-        counts = group.sum(counts)
-        left_out = int(group.sum(counts.new_tensor(left_out)))
-    count = len(data) - left_out
-    scores = {}
-    for name, (right, seen) in zip(("top1_gap", "top1_saol"), counts.tolist(), strict=True):
-        if seen not in (0, count):
-            raise Interrupted(143)
-        if seen:
-            scores[name] = 100 * right / count
-    return scores
-
-
-def evaluation_batch(size: tuple[int, int]) -> int:
-    """Images in a batch of evaluation: 500 small ones of `size` (H, W), fewer of large ones."""
-    height, width = size
-    return max(20, min(500, 500 * 64 * 64 // (height * width)))
-
-
-def _right(scores: Tensor | None, labels: Tensor) -> Tensor:
-    """How many of the scores (B, K) are right and how many there are, (2,); without scores 0 and 0."""
-    if scores is None:
-        return labels.new_zeros(2)
-    hits = (scores.argmax(dim=1) == labels).sum()
-    return torch.stack([hits, torch.full_like(hits, len(labels))])
-
-
-def summarise(history: list[dict]) -> dict[str, float]:
-    """The last epoch's accuracies (primary) and the best evaluated ones (optimistic: chosen on the same images)."""
-    last_entry = history[-1] if history else {}
-    heads = [name for name in last_entry if name.startswith("top1_")]
-    last = {f"{name}_last": last_entry[name] for name in heads}
-    best = {f"{name}_best": max(entry[name] for entry in history if name in entry) for name in heads}
-    return last | best
+def _part(now: dict, then: dict) -> dict:
+    """Of what is measured now what an older file has, too."""
+    return {name: value for name, value in now.items() if name in then}
 
 
 # --- what is seen -----------------------------------------------------------------------------------------------------

@@ -37,8 +37,8 @@ class Run(NamedTuple):
     """A finished (or failed) run as its file tells it."""
 
     config: dict
-    metrics: dict  # flat, in percent: top1_saol_last, top1_gap_last, top1_saol_best, ...
-    epochs: list  # one dict an epoch: its mean losses, learning rate, and accuracies where it was evaluated
+    metrics: dict  # flat, in percent: top1_saol_last, top1_gap_last, ece_saol_last, top1_saol_best, ...
+    epochs: list  # one dict an epoch: its mean losses, learning rate, and scores where it was evaluated
     provenance: dict
     status: str  # "finished" or "failed"
     error: str | None = None

@@ -282,5 +282,6 @@ def _multiply_adds(config: RunConfig) -> int:
 def _line(run: Run) -> str:
     if run.status == "failed":
         return f"{run.id} failed: {run.error}"
-    scores = [f"{name} {value:.1f}" for name, value in run.metrics.items() if name.endswith("_last")]
+    read = [name for name in run.metrics if re.fullmatch("top1_.*_last", name)]
+    scores = [f"{name} {run.metrics[name]:.1f}" for name in read]
     return f"{run.id} {', '.join(scores)} in {run.provenance['seconds']:.0f} s"

@@ -24,7 +24,7 @@ from saol_lib.data import Dataset, Split
 from saol_lib.layers import Outputs
 from saol_lib.losses import total_loss
 from saol_lib.streams import stream
-from saol_lib.training import distributed, runs
+from saol_lib.training import distributed, evaluation, runs
 from saol_lib.training import loop as training
 from saol_lib.training.batch_norm import SharedStatistics
 from saol_lib.training.checkpoints import load_checkpoint
@@ -299,7 +299,7 @@ def made_images(name, folder, **options):
 
 def trainers(folder, names):
     training.load = made_images
-    training.evaluation_batch = lambda size: 16  # several batches, the last of two images
+    evaluation.evaluation_batch = lambda size: 16  # several batches, the last of two images
     small = TINY | {"train_images": 60, "batch_size": 16, "epochs": 1}
     known = dict(cases())
     known[APART] = {"arm": ALL, "sync_batch_norm": False, "processes": distributed.process_count()}
@@ -348,9 +348,9 @@ def refused(folder):
 
 def alone_and_together(folder, names):
     """What one process found, and each of two, on networks with batch normalisation."""
-    before = training.load, training.evaluation_batch
+    before = training.load, evaluation.evaluation_batch
     step_in_float64(str(folder), names)
-    training.load, training.evaluation_batch = before
+    training.load, evaluation.evaluation_batch = before
     launch(step_in_float64, (str(folder), names), 2)
     return [safetensors.torch.load_file(folder / f"{name}.safetensors") for name in ("alone", "0", "1")]
 

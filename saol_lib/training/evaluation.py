@@ -1,0 +1,129 @@
+"""Evaluation: how often each output layer is right, how sure it is of that, and how often the two agree."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from saol_lib.data import Batches, Stream
+from saol_lib.layers import Outputs
+from saol_lib.training.distributed import Interrupted, Processes
+
+LAYERS = ("gap", "saol", "mean")  # the output layers; `mean`: the average of their distributions, where both are there
+BINS = 15  # of confidence, equally wide
+UNIT = 2**24  # confidences are added as whole units of 1 / UNIT: neither order nor processes change their sum
+SCORES = ("top1_", "ece_", "agreement")  # how the names of `Tally.scores` begin
+
+
+class Bins(NamedTuple):
+    """The answers of one layer by their confidence c: bin b of BINS holds b < BINS * c <= b + 1."""
+
+    images: list[int]
+    right: list[int]
+    confidence: list[float]  # added up over the images of a bin
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error, percent: the mean distance between accuracy and confidence of a bin."""
+        gaps = [abs(right - sure) for right, sure in zip(self.right, self.confidence, strict=True)]
+        return 100 * sum(gaps) / sum(self.images)
+
+
+class Tally(NamedTuple):
+    """What a network's answers on a data set add up to."""
+
+    layers: dict[str, Bins]  # of those of LAYERS that the network has
+    agreeing: int  # images to which both layers give one class
+
+    def scores(self) -> dict[str, float]:
+        """In percent: top1_LAYER, ece_LAYER (`Bins.error`), and the `agreement` of both layers, if there are two."""
+        found = {f"top1_{name}": 100 * sum(bins.right) / sum(bins.images) for name, bins in self.layers.items()}
+        found |= {f"ece_{name}": bins.error for name, bins in self.layers.items()}
+        if "mean" in self.layers:
+            found["agreement"] = 100 * self.agreeing / sum(self.layers["mean"].images)
+        return found
+
+    def reliability(self) -> dict[str, dict]:
+        """The bins of every layer, as a run's file keeps them."""
+        return {name: bins._asdict() for name, bins in self.layers.items()}
+
+
+def evaluate(model: nn.Module, data: Batches | Stream, group: Processes | None = None) -> dict[str, float]:
+    """The `Tally.scores` of a network on a data set."""
+    return tally(model, data, group).scores()
+
+
+@torch.inference_mode()
+def tally(model: nn.Module, data: Batches | Stream, group: Processes | None = None) -> Tally:
+    """Count the answers of each output layer that the network has.
+
+    Of several processes each takes every so many-th batch. Damaged images that were skipped do not count. Raises
+    Interrupted where the data end early because someone asked for it.
+    """
+    part = (group.rank, group.count) if group else (0, 1)
+    model.eval()
+    bins = torch.zeros(len(LAYERS), BINS, 3, dtype=torch.int64, device=data.device)
+    agreeing = bins.new_zeros(())
+    for images, labels in data.all(evaluation_batch(data.size), part=part):
+        answers = _answers(model(images))
+        for name, scores in answers.items():
+            bins[LAYERS.index(name)] += _binned(scores, labels)
+        if "mean" in answers:
+            agreeing += (answers["gap"].argmax(dim=1) == answers["saol"].argmax(dim=1)).sum()
+
+    left_out = len(data) - len(data.kept)
+    if group:
+        bins = group.sum(bins)
+        agreeing = group.sum(agreeing)
+        left_out = int(group.sum(bins.new_tensor(left_out)))
+    tables = zip(LAYERS, bins.tolist(), strict=True)
+    layers = {name: _as_bins(table) for name, table in tables}
+    there = {name: own for name, own in layers.items() if sum(own.images)}
+    if {sum(own.images) for own in there.values()} != {len(data) - left_out}:
+        raise Interrupted(143)
+    return Tally(there, int(agreeing))
+
+
+def evaluation_batch(size: tuple[int, int]) -> int:
+    """Images in a batch of evaluation: 500 small ones of `size` (H, W), fewer of large ones."""
+    height, width = size
+    return max(20, min(500, 500 * 64 * 64 // (height * width)))
+
+
+def summarise(history: list[dict]) -> dict[str, float]:
+    """The last epoch's scores, and the best evaluated accuracies (optimistic: chosen on the same images)."""
+    last_entry = history[-1] if history else {}
+    last = {f"{name}_last": value for name, value in last_entry.items() if name.startswith(SCORES)}
+    heads = [name for name in last_entry if name.startswith("top1_")]
+    best = {f"{name}_best": max(entry[name] for entry in history if name in entry) for name in heads}
+    return last | best
+
+
+def _answers(outputs: Outputs) -> dict[str, Tensor]:
+    """The scores (B, K) of each of LAYERS that is there, up to a constant the logarithms of its distribution."""
+    answers = {"gap": outputs.gap_logits, "saol": outputs.saol_log_probs}
+    answers = {name: scores for name, scores in answers.items() if scores is not None}
+    if len(answers) == 2:
+        both = torch.stack([_distribution(scores) for scores in answers.values()])
+        answers["mean"] = both.mean(dim=0).log()
+    return answers
+
+
+def _distribution(scores: Tensor) -> Tensor:
+    """Softmax over classes (B, K), in float32 at least."""
+    return scores.softmax(dim=1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+
+def _binned(scores: Tensor, labels: Tensor) -> Tensor:
+    """Answers (B, K) to images of `labels` (B,) by confidence, (BINS, 3): how many, how many right, and UNITs."""
+    confidence = _distribution(scores).amax(dim=1)
+    place = (confidence * BINS).ceil().long() - 1
+    hits = scores.argmax(dim=1) == labels
+    units = (confidence * UNIT).round().long()
+    told = torch.stack([torch.ones_like(units), hits.long(), units], dim=1)
+    return told.new_zeros(BINS, 3).index_add_(0, place.clamp(0, BINS - 1), told)
+
+
+def _as_bins(table: list[list[int]]) -> Bins:
+    images, right, units = zip(*table, strict=True)
+    return Bins(list(images), list(right), [count / UNIT for count in units])
