@@ -6,7 +6,7 @@ import pytest
 import yaml
 from made_runs import gap, make
 
-from saol_lib.evidence import claims
+from saol_lib.evidence import benchmark, claims
 from saol_lib.evidence.claims import Case, Claim, Count, Found, Plan, Side, judge, judge_counts, load_claims, verdicts
 from saol_lib.evidence.statistics import describe
 from saol_lib.training.config import ARMS, RunConfig
@@ -170,6 +170,20 @@ def test_a_claim_whose_control_failed_cannot_be_tested():
     assert one(GAIN, control=control(GAIN)).word == "supported"
     assert str(one(GAIN, control=control(GAIN[:3]))) == "incomplete (3 of 6)"
     assert one(None, control=control(GAIN)).word == "not run"
+
+
+def test_the_cost_of_a_map_is_held_against_every_peer_that_the_claim_names():
+    """None may be dropped because it failed. Grad-CAM's backward pass to the last map is nothing beside the network."""
+    (claim,) = [claim for claim in load_claims().claims if claim.id == "C12b"]
+    against = {count.label.split("of those of ")[-1]: count for count in claim.counted[1:]}
+    assert set(against) == {"CAM", "Grad-CAM", "ABN's map"}
+    assert all(list(count.band) == [0.0, 0.8] for count in against.values())
+    networks = [count.over.split(", ")[-1] for count in against.values()]
+    assert networks == ["GAP-FC", "GAP-FC", "ABN"]
+
+    _, forward = benchmark.count("resnet50", "GAP-FC")
+    backward = 2 * 2048 * 1000 / 1e9
+    assert backward < 0.0011 * forward
 
 
 def test_counted_claims(tmp_path):
