@@ -65,7 +65,8 @@ def test_how_far_losses_are_apart():
 
 
 @pytest.mark.timeout(900)
-def test_a_killed_run_goes_on(tmp_path):
+def test_a_killed_run_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check, "LONG", replace(gpu_check.LONG, epochs=12))  # long enough for a CPU to be caught in
     told = gpu_check.killed_and_resumed(tmp_path, device="cpu")
     assert told.startswith("Killed with kill -9") and "0.00%" in told
 
