@@ -100,6 +100,7 @@ def _share_in_boxes(run: Run, results: str | Path, dataset: Dataset, evaluation:
     model = load_model(run, results, "cpu")
     with torch.inference_mode():
         maps = torch.cat([model(part).attention for part, _ in pixels.all(250)])
-    inside = mass_inside(maps, evaluation.boxes, evaluation.source_size).mean()
-    covered = area_share(evaluation.boxes, evaluation.source_size).mean()
+    boxes = evaluation.boxes[pixels.kept]
+    inside = mass_inside(maps, boxes, evaluation.source_size).mean()
+    covered = area_share(boxes, evaluation.source_size).mean()
     return run.config["arm"], run.config["seed"], 100 * float(inside), 100 * float(covered)

@@ -14,7 +14,7 @@ from torch import Tensor
 from saol_lib.data import Batches, Files, Split, Stream, load, select
 from saol_lib.evidence import figures
 from saol_lib.evidence.finetuned import network_name
-from saol_lib.localization import Localization, largest_box, localize, raw_maps, score_maps, trivial_rows
+from saol_lib.localization import Localization, Localizer, largest_box, raw_maps, score_maps, trivial_rows
 from saol_lib.training.config import ARMS, RunConfig
 from saol_lib.training.recipe import batches, load_model
 from saol_lib.training.runs import Run, load_runs, resolve, run_id, save_run
@@ -43,7 +43,7 @@ _BATCH = 50
 
 
 class Scene(NamedTuple):
-    """The images that boxes are measured on."""
+    """The images that boxes are measured on: those of the first `count` that can be read."""
 
     split: Split | Files
     pixels: Batches | Stream
@@ -51,15 +51,25 @@ class Scene(NamedTuple):
     count: int
 
     @property
-    def boxes(self) -> Tensor:
-        return self.split.boxes[: self.count]
+    def kept(self) -> Tensor:
+        """Which images of the split (N,) `batches` has given; all of them once it has come to its end."""
+        kept = self.pixels.kept
+        return kept[kept < self.count]
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The first `count` images as the network takes them, with their labels."""
-        left = self.count
+    def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Images as the network takes them, their labels, and which images of the split they are."""
+        done = 0
         for images, labels in islice(self.pixels.all(_BATCH), -(-self.count // _BATCH)):
-            yield images[:left], labels[:left]
-            left -= len(labels)
+            index = self.kept[done : done + len(labels)]
+            yield images[: len(index)], labels[: len(index)], index
+            done += len(index)
+
+    def localize(self, model: torch.nn.Module, method: str, **settings) -> Localization:
+        """Boxes of a method on these images, each beside its own true ones. settings: those of `Localizer`."""
+        localizer = Localizer(model, method, size=self.split.source_size, **settings)
+        for images, labels, index in self.batches():
+            localizer.update(images, labels, self.split.boxes[index])
+        return localizer.result()
 
 
 def scene(config: RunConfig, images: int | None = None) -> Scene:
@@ -113,12 +123,12 @@ def measure_boxes(
         model = load_model(run, results)
         metrics = {}
         for method in methods_of(run):
-            size = seen.split.source_size
-            one = localize(model, seen.batches(), seen.boxes, method, thresholds=levels, size=size)
+            one = seen.localize(model, method, thresholds=levels)
             found[run.id, method] = one
             metrics[method] = one.metrics
         if ARMS[run.config["arm"]].heads == ("gap",):
-            metrics |= trivial_rows(seen.boxes, seen.split.source_size, found[run.id, "cam"].ranks)
+            boxes = seen.split.boxes[seen.kept]
+            metrics |= trivial_rows(boxes, seen.split.source_size, found[run.id, "cam"].ranks)
         _save_measures(run, metrics, results)
     return found
 
@@ -225,7 +235,7 @@ def cam_is_grad_cam(finished: Mapping[str, Sequence[Run]], results: str | Path, 
     agree = True
     for run in _networks(finished, results):
         if "cam" in methods_of(run):
-            images, labels = next(scene(_config(run, data_dir), 20).batches())
+            images, labels, _ = next(scene(_config(run, data_dir), 20).batches())
             model = load_model(run, results)
             with torch.inference_mode():
                 outputs, feature = model.look(images.to(next(model.parameters()).device))
@@ -312,12 +322,12 @@ def gallery_figure(
     seen = scene(_config(run, data_dir), images)
     model = load_model(run, results)
     threshold = found.accuracy.best_threshold
-    size = seen.split.source_size
-    best = localize(model, seen.batches(), seen.boxes, "saol", threshold, [threshold], size)
-    labels = seen.split.labels[: seen.count]
+    best = seen.localize(model, "saol", threshold=threshold, thresholds=[threshold])
+    index = seen.kept
+    labels = seen.split.labels[index]
     rows = {}
-    for name, index in picks(best.ious, best.ranks, labels, classes).items():
-        rows[name] = [_tile(model, seen, i, threshold, float(best.ious[i])) for i in index]
+    for name, places in picks(best.ious, best.ranks, labels, classes).items():
+        rows[name] = [_tile(model, seen, int(index[i]), threshold, float(best.ious[i])) for i in places]
     return figures.gallery(rows)
 
 

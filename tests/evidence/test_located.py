@@ -5,8 +5,11 @@ import pytest
 import torch
 from made_runs import gap, make
 
-from saol_lib.evidence import located
-from saol_lib.training.config import finetuning
+from saol_lib.data import load
+from saol_lib.evidence import gallery, located, made_data
+from saol_lib.localization import area_share
+from saol_lib.training.config import RunConfig, finetuning
+from saol_lib.training.loop import train
 from saol_lib.training.runs import save_run
 from saol_lib.training.study import run_stages
 
@@ -97,3 +100,48 @@ def test_from_networks_to_boxes_tables_and_figures(tmp_path):
 def test_numbers_that_cannot_be(tmp_path, wrong):
     with pytest.raises(ValueError, match="must be None or at least 1"):
         located.measure_boxes({}, tmp_path, **wrong)
+
+
+@pytest.fixture
+def with_a_damaged_picture(tmp_path):
+    """A trained SAOL and a made ImageNet whose second of nine pictures is cut short; each has a box of its own."""
+    made_data.make_imagenet(tmp_path / "imagenet", each=3)
+    val = sorted((tmp_path / "imagenet" / "val").glob("*/*.JPEG"))
+    for number, path in enumerate(val):
+        corners = 40, 30, 100 + 12 * number, 150
+        annotation = tmp_path / "imagenet" / "Annotations" / "val" / f"{path.stem}.xml"
+        annotation.write_text(made_data.XML.format(*made_data.SIZE, path.parent.name, *corners))
+    whole = val[1].read_bytes()
+    val[1].write_bytes(whole[: len(whole) // 2])  # its size can still be read
+
+    values = {"dataset": "imagenet", "data_dir": str(tmp_path / "imagenet"), "backbone": "resnet-s2-8-8"}
+    values |= {"image_size": 32, "batch_size": 4, "epochs": 1, "skip_damaged": True}
+    config = RunConfig(arm="saol_sd", **values)
+    run = train(config, tmp_path / "results", progress=False)
+    train(RunConfig(arm="gap_fc", **values), tmp_path / "results", progress=False)
+    return config, run, tmp_path / "results"
+
+
+@pytest.mark.parametrize(("images", "kept"), [(None, [0, 2, 3, 4, 5, 6, 7, 8]), (4, [0, 2, 3])])
+def test_each_picture_is_held_against_its_own_boxes_where_some_are_damaged(
+    with_a_damaged_picture, monkeypatch, images, kept
+):
+    monkeypatch.setattr(located, "_BATCH", 2)  # the damaged one lies in the first of several
+    config, run, results = with_a_damaged_picture
+    finished = {"fine-tuned": located.load_runs(results)}
+    found = located.measure_boxes(finished, results, config.data_dir, images, thresholds=10)
+
+    split = load("imagenet", config.data_dir, image_size=32, skip_damaged=True).test
+    expected = area_share(split.boxes[torch.tensor(kept)], split.source_size)
+    assert len(expected.unique()) == len(kept)
+    assert found[run.id, "saol"].covered.tolist() == expected.tolist()
+    assert set(located.boxes_table(finished, results).method) >= set(located.BLIND)
+    assert located.gallery_figure(run, results, found[run.id, "saol"], config.data_dir, images).axes
+
+
+def test_the_share_of_attention_in_the_boxes_leaves_damaged_pictures_out(with_a_damaged_picture):
+    config, run, results = with_a_damaged_picture
+    dataset = load("imagenet", config.data_dir, image_size=32, skip_damaged=True)
+    table = gallery.attention_in_boxes([run], results, dataset)
+    expected = area_share(dataset.test.boxes[torch.tensor([0, *range(2, 9)])], dataset.test.source_size).mean()
+    assert table["the box covers (%)"].tolist() == [round(100 * float(expected), 1)]
