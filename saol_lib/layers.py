@@ -51,7 +51,9 @@ class SaolOptions:
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Half types become float32; float32 and float64 stay as they are."""
-    return x.float() if x.dtype.itemsize < 4 else x
+    if x.dtype.itemsize < 4:
+        return x.float()
+    return x
 
 
 def resize_map(x: Tensor, size: tuple[int, int], how: str = "bilinear") -> Tensor:
@@ -65,26 +67,33 @@ def resize_map(x: Tensor, size: tuple[int, int], how: str = "bilinear") -> Tenso
         return F.adaptive_avg_pool2d(x, size)
 
     batch, _, height, width = x.shape
-    rows = _bilinear(height, size[0], x)
-    columns = _bilinear(width, size[1], x)
+    new_height, new_width = size
+    rows = _bilinear(height, new_height, x)
+    columns = _bilinear(width, new_width, x)
+
     pixels = x.permute(0, 2, 3, 1)  # channels last, so that both steps are plain matrix products
     lines = rows @ pixels.flatten(2)  # (B, Ho, W * C)
-    grid = columns @ lines.view(batch * size[0], width, -1)  # (B * Ho, Wo, C)
-    return grid.view(batch, *size, -1).permute(0, 3, 1, 2)
+    lines = lines.view(batch * new_height, width, -1)
+    grid = columns @ lines  # (B * Ho, Wo, C)
+    resized = grid.view(batch, new_height, new_width, -1)
+    return resized.permute(0, 3, 1, 2)
 
 
 def _bilinear(old: int, new: int, like: Tensor) -> Tensor:
     """The matrix (new, old) by which torch's (antialiased) bilinear resizing maps a line of pixels."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     pixels = torch.eye(old, device=like.device, dtype=dtype)
-    resized = F.interpolate(pixels[None, None], (new, old), mode="bilinear", antialias=new < old)
+    image = pixels[None, None]
+    shrinks = new < old
+    resized = F.interpolate(image, (new, old), mode="bilinear", antialias=shrinks)
     return resized[0, 0].to(like.dtype)
 
 
 def attention_log_probs(scores: Tensor) -> Tensor:
     """log A: log-softmax of scores (B, 1, Ho, Wo) over all positions, in at least float32 (section 3.1)."""
     flat = at_least_float32(scores).flatten(1)
-    return F.log_softmax(flat, dim=1).view_as(scores)
+    log_probs = F.log_softmax(flat, dim=1)
+    return log_probs.view_as(scores)
 
 
 def aggregate(log_attention: Tensor, spatial_log_probs: Tensor) -> Tensor:
@@ -101,28 +110,39 @@ def default_logit_width(num_classes: int) -> int:
     return max(num_classes, 40)
 
 
-def _conv(in_channels: int, out_channels: int, kernel_size: int, separable: bool, bias: bool) -> nn.Module:
+def _conv(in_channels: int, out_channels: int, bias: bool, options: SaolOptions) -> nn.Module:
     """A convolution that keeps the size; separable: one filter a channel, then a 1x1 convolution."""
-    padding = kernel_size // 2
-    if not separable or kernel_size == 1:
-        return nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, bias=bias)
-    depthwise = nn.Conv2d(in_channels, in_channels, kernel_size, padding=padding, groups=in_channels, bias=False)
+    size = options.kernel_size
+    padding = size // 2
+    if not options.separable or size == 1:
+        return nn.Conv2d(in_channels, out_channels, size, padding=padding, bias=bias)
+
+    depthwise = nn.Conv2d(
+        in_channels,
+        in_channels,
+        size,
+        padding=padding,
+        groups=in_channels,
+        bias=False,
+    )
     pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
     return nn.Sequential(depthwise, pointwise)
 
 
 def _bn_relu(channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+    norm = nn.BatchNorm2d(channels)
+    relu = nn.ReLU(inplace=True)
+    return nn.Sequential(norm, relu)
 
 
 def _two_convs(in_channels: int, width: int, bias: bool, options: SaolOptions) -> nn.Sequential:
     """X_L to one channel: the attention branch, and the branch that predicts the mask."""
-    shape = {"kernel_size": options.kernel_size, "separable": options.separable}
     norm = options.between_attention == "bn_relu"
-    first = _conv(in_channels, width, bias=not norm, **shape)
-    middle = [_bn_relu(width)] if norm else []
-    second = _conv(width, 1, bias=bias, **shape)
-    return nn.Sequential(first, *middle, second)
+    first = _conv(in_channels, width, not norm, options)
+    second = _conv(width, 1, bias, options)
+    if not norm:
+        return nn.Sequential(first, second)
+    return nn.Sequential(first, _bn_relu(width), second)
 
 
 # --- the layers -------------------------------------------------------------------------------------------------------
@@ -132,7 +152,8 @@ class GAPFC(nn.Linear):
     """The usual output layer: the mean of X_L (B, C, H, W) over positions, then a linear map to logits (B, K)."""
 
     def forward(self, feature: Tensor) -> Tensor:
-        return super().forward(feature.mean(dim=(2, 3)))
+        pooled = feature.mean(dim=(2, 3))
+        return super().forward(pooled)
 
 
 class SAOL(nn.Module):
@@ -148,11 +169,16 @@ class SAOL(nn.Module):
     """
 
     def __init__(
-        self, in_channels: Sequence[int], num_classes: int, options: SaolOptions | None = None, **changes: Any
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        options: SaolOptions | None = None,
+        **changes: Any,
     ) -> None:
         super().__init__()
         options = changed(options or SaolOptions(), changes)
-        if not in_channels or min(in_channels) < 1 or num_classes < 2:
+        has_maps = in_channels and min(in_channels) >= 1
+        if not has_maps or num_classes < 2:
             raise ValueError(f"SAOL needs at least one map and two classes, got {list(in_channels)} and {num_classes}")
 
         self.in_channels = tuple(in_channels)
@@ -166,18 +192,21 @@ class SAOL(nn.Module):
         hidden = options.attention_width or max(last // 2, 1)
         self.attention = _two_convs(last, hidden, bias=False, options=options)  # softmax ignores a constant
 
-        *earlier, _ = in_channels
         norm_earlier = options.earlier_blocks == "bn_relu"
-        prepared = [_bn_relu(channels) if norm_earlier else nn.Identity() for channels in earlier]
-        self.prepare = nn.ModuleList([*prepared, nn.Identity()])
+        self.prepare = nn.ModuleList()
+        for channels in in_channels[:-1]:
+            self.prepare.append(_bn_relu(channels) if norm_earlier else nn.Identity())
+        self.prepare.append(nn.Identity())  # X_L is what the pooling would get
 
-        shape = {"kernel_size": options.kernel_size, "separable": options.separable}
         norm = options.between_logits == "bn_relu"
         width = options.logit_width or default_logit_width(num_classes)
+        self.branches = nn.ModuleList()
+        for channels in in_channels:
+            branch = _conv(channels, width, not norm, options)
+            self.branches.append(branch)
         total = width * len(in_channels)
-        self.branches = nn.ModuleList(_conv(channels, width, bias=not norm, **shape) for channels in in_channels)
         self.between = _bn_relu(total) if norm else nn.Identity()
-        self.logits = _conv(total, num_classes, bias=True, **shape)
+        self.logits = _conv(total, num_classes, bias=True, options=options)
 
         if self.mask_source == "branch":  # drawn last, so that arms with and without it share all other weights
             self.mask = _two_convs(last, hidden, bias=True, options=options)
@@ -192,28 +221,47 @@ class SAOL(nn.Module):
         log_attention = attention_log_probs(scores)
         attention = log_attention.exp()
 
-        branches = [branch(m) for branch, m in zip(self.branches, maps, strict=True)]
-        joint = self.between(torch.cat(branches, dim=1))
-        raw = at_least_float32(self.logits(joint))
+        raw = self._raw_logits(maps)
         spatial = F.log_softmax(raw, dim=1)
-
         if self.class_softmax == "position":
             joined = aggregate(log_attention, spatial)
         else:
-            joined = F.log_softmax((attention * raw).sum(dim=(2, 3)), dim=1)
+            summed = (attention * raw).sum(dim=(2, 3))
+            joined = F.log_softmax(summed, dim=1)
 
+        mask_logits = None
         wanted = self.training if mask is None else mask
-        mask_logits = self._mask_logits(last, scores) if wanted else None
-        return Outputs(saol_log_probs=joined, attention=attention, spatial_log_probs=spatial, mask_logits=mask_logits)
+        if wanted:
+            mask_logits = self._mask_logits(last, scores)
+        return Outputs(
+            saol_log_probs=joined,
+            attention=attention,
+            spatial_log_probs=spatial,
+            mask_logits=mask_logits,
+        )
+
+    def _raw_logits(self, maps: Sequence[Tensor]) -> Tensor:
+        """Logits (B, K, Ho, Wo) of every position, from the resized maps of all blocks."""
+        intermediate = []
+        for branch, feature in zip(self.branches, maps, strict=True):
+            intermediate.append(branch(feature))
+        joint = torch.cat(intermediate, dim=1)
+        normed = self.between(joint)
+        return at_least_float32(self.logits(normed))
 
     def _resized(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The maps at the output's size; ValueError where they are not those that the layer was built for."""
-        channels = tuple(m.shape[1] for m in maps)
+        channels = tuple(feature.shape[1] for feature in maps)
         if channels != self.in_channels:
             raise ValueError(f"SAOL was built for maps with {self.in_channels} channels, got {channels}")
-        size = self.output_size or tuple(maps[-1].shape[-2:])
-        prepared = [prepare(m) for m, prepare in zip(maps, self.prepare, strict=True)]
-        return [resize_map(m, size, self.resize) for m in prepared]
+
+        last_size = tuple(maps[-1].shape[-2:])
+        size = self.output_size or last_size
+        resized = []
+        for prepare, feature in zip(self.prepare, maps, strict=True):
+            prepared = prepare(feature)
+            resized.append(resize_map(prepared, size, self.resize))
+        return resized
 
     def _mask_logits(self, last: Tensor, scores: Tensor) -> Tensor | None:
         if self.mask_source == "branch":
@@ -226,4 +274,6 @@ class SAOL(nn.Module):
 def _as_pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     if isinstance(size, int):
         return (size, size)
-    return None if size is None else tuple(size)
+    if size is None:
+        return None
+    return tuple(size)

@@ -37,11 +37,16 @@ def read_xml(path: Path, class_name: str) -> Annotation:
         raise ValueError(f"{path} is no annotation in PASCAL's form ({error}); mend or remove it") from None
     if not boxes:
         raise ValueError(f"{path} has no object with a box; mend or remove it")
-    return ((height, width) if height and width else None), boxes
+    if not (height and width):
+        return None, boxes
+    return (height, width), boxes
 
 
 def _xml_box(thing: ElementTree.Element) -> Box:
-    x0, y0, x1, y1 = (float(thing.findtext(f"bndbox/{name}")) for name in ("xmin", "ymin", "xmax", "ymax"))
+    x0 = float(thing.findtext("bndbox/xmin"))
+    y0 = float(thing.findtext("bndbox/ymin"))
+    x1 = float(thing.findtext("bndbox/xmax"))
+    y1 = float(thing.findtext("bndbox/ymax"))
     return x0, y0, x1, y1
 
 
@@ -56,19 +61,24 @@ def read_localization(folder: Path) -> dict[str, Annotation]:
         key = Path(name).name
         if key not in sizes:
             raise ValueError(f"{folder / 'localization.txt'} has {name}, which image_sizes.txt does not have; mend it")
-        found.setdefault(key, (sizes[key], []))[1].append(numbers(words, folder / name))
+        box = numbers(words, folder / name)
+        if key not in found:
+            found[key] = (sizes[key], [])
+        _, boxes = found[key]
+        boxes.append(box)
     return found
 
 
 def numbers(words: Sequence[str], path: Path) -> Box:
     """Four finite numbers, or ValueError naming the image."""
     try:
-        a, b, c, d = values = tuple(float(word) for word in words)
+        a, b, c, d = map(float, words)
     except ValueError:
         raise ValueError(f"{path} has the box {' '.join(words)}; expected four numbers") from None
-    if not all(math.isfinite(value) for value in values):
+    box = (a, b, c, d)
+    if not all(map(math.isfinite, box)):
         raise ValueError(f"{path} has the box {' '.join(words)}; expected four finite numbers")
-    return a, b, c, d
+    return box
 
 
 def seen(path: Path, boxes: Sequence[Box], side: int, size: Size | None = None) -> list[list[int]]:
@@ -101,7 +111,8 @@ def all_seen(
     A file that is no image raises ValueError naming it; skip_damaged: it is left out, with a warning.
     """
     kept, found, skipped = [], [], []
-    for row, (path, (size, boxes)) in enumerate(zip(paths, annotations, strict=True)):
+    for row, (path, annotation) in enumerate(zip(paths, annotations, strict=True)):
+        size, boxes = annotation
         try:
             found.append(seen(path, boxes, side, size))
             kept.append(row)
@@ -127,7 +138,9 @@ def _inside(path: Path, box: Box, size: Size) -> Box:
     """The box, one pixel beyond the right and lower border taken back: some annotators count from 1."""
     height, width = size
     x0, y0, x1, y1 = box
-    if not (0 <= x0 <= x1 <= width and 0 <= y0 <= y1 <= height and x0 < width and y0 < height):
+    fits_across = 0 <= x0 <= x1 <= width and x0 < width
+    fits_down = 0 <= y0 <= y1 <= height and y0 < height
+    if not (fits_across and fits_down):
         raise ValueError(f"{path} has the box {box}, which is not inside its {width} x {height} pixels; mend it")
     return x0, y0, min(x1, width - 1), min(y1, height - 1)
 
@@ -153,8 +166,9 @@ def turned(box: Box, size: Size, orientation: int) -> tuple[Box, Size]:
 
 def _in_the_middle(box: Box, height: int, width: int, side: int) -> list[int]:
     x0, y0, x1, y1 = box
-    left, right = _along(x0, x1, width, min(height, width), side)
-    top, bottom = _along(y0, y1, height, min(height, width), side)
+    shorter = min(height, width)
+    left, right = _along(x0, x1, width, shorter, side)
+    top, bottom = _along(y0, y1, height, shorter, side)
     return [left, top, right, bottom]
 
 
@@ -163,16 +177,20 @@ def _along(low: float, high: float, length: int, shorter: int, side: int) -> tup
     resized = int(side * 8 // 7 * length / shorter)
     cut = round((resized - side) / 2)
     scale = resized / length
+    border = side - 1
     first = math.floor(low * scale + 1e-9) - cut
-    last = math.ceil((high + 1) * scale - 1e-9) - 1 - cut
-    first = min(max(first, 0), side - 1)
-    return first, min(max(last, first), side - 1)
+    beyond = math.ceil((high + 1) * scale - 1e-9) - cut
+
+    first = min(max(first, 0), border)
+    last = min(max(beyond - 1, first), border)
+    return first, last
 
 
 def padded(found: Sequence[Sequence[Sequence[int]]]) -> Tensor:
     """Lists of boxes as (N, M, 4) int64, M those of the image that has most; rows of -1 fill up."""
-    most = max(len(boxes) for boxes in found)
+    most = max(map(len, found))
     result = torch.full((len(found), most, 4), -1)
     for row, boxes in zip(result, found, strict=True):
-        row[: len(boxes)] = torch.tensor(boxes)
+        count = len(boxes)
+        row[:count] = torch.tensor(boxes)
     return result

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,29 +15,51 @@ from saol_lib.data.splits import Files
 SPLIT = {"1": "training", "0": "test"}  # what train_test_split.txt says
 
 
+class Bird(NamedTuple):
+    """One image."""
+
+    name: str  # below the folder of the set
+    label: int
+    box: Box
+
+
 def load_cub(root: Path, count: int | None, side: int, skip_damaged: bool) -> tuple[Files, Files, list[str]]:
     """Training files, test files and the names of `count` classes; boxes (N, 4) in pixels of the evaluated middle."""
     if not (root / "images.txt").is_file():
         raise FileNotFoundError(f"{root} has no images.txt; give the folder CUB_200_2011 as data_dir")
-    names = _table(root, "images")
-    words = {image: line[0] for image, line in names.items()}
-    classes = {number: line[0] for number, line in _table(root, "classes").items()}
-    class_of = _column(root, "image_class_labels", words, classes)
-    part_of = _column(root, "train_test_split", words, SPLIT)
-    boxes = _boxes(root, words)
+    images = _words(root, "images")
+    classes = _words(root, "classes")
+    class_of = _column(root, "image_class_labels", images, classes)
+    part_of = _column(root, "train_test_split", images, SPLIT)
+    boxes = _boxes(root, images)
 
     chosen = evenly(list(classes.values()), count, root)
     label_of = {name: label for label, name in enumerate(chosen)}
     parts = []
     for flag, part in SPLIT.items():
-        images = [i for i in words if part_of[i] == flag and classes[class_of[i]] in label_of]
-        labels = [label_of[classes[class_of[i]]] for i in images]
-        missing = set(range(len(chosen))) - set(labels)
-        if missing:
-            name = chosen[min(missing)]
-            raise ValueError(f"class {name} has no {part} image in {root / 'images.txt'}; mend the lists")
-        parts.append(_files(root, images, words, labels, boxes, side, skip_damaged))
+        birds = []
+        for number, name in images.items():
+            class_name = classes[class_of[number]]
+            if part_of[number] == flag and class_name in label_of:
+                birds.append(Bird(f"images/{name}", label_of[class_name], boxes[number]))
+
+        _check_classes(birds, chosen, part, root)
+        parts.append(_files(root, birds, side, skip_damaged))
     return *parts, chosen
+
+
+def _check_classes(birds: Sequence[Bird], classes: Sequence[str], part: str, root: Path) -> None:
+    """ValueError for a class that has no image."""
+    shown = {bird.label for bird in birds}
+    for label, name in enumerate(classes):
+        if label not in shown:
+            raise ValueError(f"class {name} has no {part} image in {root / 'images.txt'}; mend the lists")
+
+
+def _words(root: Path, name: str) -> dict[str, str]:
+    """A list's first word by its line's number."""
+    table = _table(root, name)
+    return {number: words[0] for number, words in table.items()}
 
 
 def _table(root: Path, name: str, columns: int = 2) -> dict[str, list[str]]:
@@ -60,10 +83,12 @@ def _matching(root: Path, name: str, images: dict[str, str], columns: int = 2) -
 
 def _column(root: Path, name: str, images: dict[str, str], known: dict[str, str]) -> dict[str, str]:
     """For every image the word that a list gives it, one of `known`."""
-    found = {image: words[0] for image, words in _matching(root, name, images).items()}
-    for image, word in found.items():
+    found = {}
+    for image, words in _matching(root, name, images).items():
+        word = words[0]
         if word not in known:
             raise ValueError(f"{root / name}.txt gives image {image} {word!r}; expected one of {', '.join(known)[:60]}")
+        found[image] = word
     return found
 
 
@@ -78,17 +103,19 @@ def _boxes(root: Path, images: dict[str, str]) -> dict[str, Box]:
     return found
 
 
-def _files(
-    root: Path,
-    images: Sequence[str],
-    names: dict[str, str],
-    labels: Sequence[int],
-    boxes: dict[str, Box],
-    side: int,
-    skip_damaged: bool,
-) -> Files:
-    paths = [root / "images" / names[image] for image in images]
-    annotations = [(None, [boxes[image]]) for image in images]
+def _files(root: Path, birds: Sequence[Bird], side: int, skip_damaged: bool) -> Files:
+    paths = [root / bird.name for bird in birds]
+    annotations = [(None, [bird.box]) for bird in birds]
     kept, found, skipped = all_seen(paths, annotations, side, skip_damaged)
-    encoded = np.array([os.fsencode(f"images/{names[images[row]]}") for row in kept])
-    return Files(str(root), encoded, torch.tensor(labels)[kept], torch.tensor(found)[:, 0], side, damaged=skipped)
+
+    names = [os.fsencode(birds[row].name) for row in kept]
+    labels = [birds[row].label for row in kept]
+    boxes = torch.tensor(found)[:, 0]  # one an image
+    return Files(
+        str(root),
+        np.array(names),
+        torch.tensor(labels),
+        boxes,
+        side,
+        damaged=skipped,
+    )

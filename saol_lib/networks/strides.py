@@ -17,26 +17,36 @@ class StridedPointwise(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         rows, columns = self.stride
-        return F.conv2d(x[:, :, ::rows, ::columns], self.weight, self.bias, groups=self.groups)
+        read = x[:, :, ::rows, ::columns]
+        return F.conv2d(read, self.weight, self.bias, groups=self.groups)
 
 
 def spare_narrow_strides(network: nn.Module) -> None:
     """Put `StridedPointwise` in place of every convolution that torch may fail on; weights and names stay."""
-    for name, module in list(network.named_modules()):
+    modules = dict(network.named_modules())
+    for name, module in modules.items():
         if _is_hit(module):
-            network.set_submodule(name, _spared(module))
+            spared = _spared(module)
+            network.set_submodule(name, spared)
 
 
 def _is_hit(module: nn.Module) -> bool:
     if type(module) is not nn.Conv2d or module.in_channels >= FEWEST_CHANNELS:
         return False
-    return module.kernel_size == (1, 1) and max(module.stride) > 1 and module.padding == (0, 0)
+    is_pointwise = module.kernel_size == (1, 1) and module.padding == (0, 0)
+    return is_pointwise and max(module.stride) > 1
 
 
 def _spared(conv: nn.Conv2d) -> StridedPointwise:
-    shape = {"stride": conv.stride, "groups": conv.groups, "bias": conv.bias is not None}
     with torch.device("meta"):  # nothing is drawn
-        spared = StridedPointwise(conv.in_channels, conv.out_channels, 1, **shape)
+        spared = StridedPointwise(
+            conv.in_channels,
+            conv.out_channels,
+            1,
+            stride=conv.stride,
+            groups=conv.groups,
+            bias=conv.bias is not None,
+        )
     spared.weight = conv.weight
     spared.bias = conv.bias
     return spared.train(conv.training)
