@@ -25,8 +25,20 @@ class Bins(NamedTuple):
     @property
     def error(self) -> float:
         """The expected calibration error, percent: the mean distance between accuracy and confidence of a bin."""
-        gaps = [abs(right - sure) for right, sure in zip(self.right, self.confidence, strict=True)]
-        return 100 * sum(gaps) / sum(self.images)
+        gaps = []
+        for right, sure in zip(self.right, self.confidence, strict=True):
+            gaps.append(abs(right - sure))
+        return 100 * sum(gaps) / self.total
+
+    @property
+    def accuracy(self) -> float:
+        """Percent of the answers that are right."""
+        return 100 * sum(self.right) / self.total
+
+    @property
+    def total(self) -> int:
+        """How many images were answered."""
+        return sum(self.images)
 
 
 class Tally(NamedTuple):
@@ -37,10 +49,12 @@ class Tally(NamedTuple):
 
     def scores(self) -> dict[str, float]:
         """In percent: top1_LAYER, ece_LAYER (`Bins.error`), and the `agreement` of both layers, if there are two."""
-        found = {f"top1_{name}": 100 * sum(bins.right) / sum(bins.images) for name, bins in self.layers.items()}
-        found |= {f"ece_{name}": bins.error for name, bins in self.layers.items()}
+        found = {f"top1_{name}": bins.accuracy for name, bins in self.layers.items()}
+        for name, bins in self.layers.items():
+            found[f"ece_{name}"] = bins.error
         if "mean" in self.layers:
-            found["agreement"] = 100 * self.agreeing / sum(self.layers["mean"].images)
+            images = self.layers["mean"].total
+            found["agreement"] = 100 * self.agreeing / images
         return found
 
     def reliability(self) -> dict[str, dict]:
@@ -61,25 +75,35 @@ def tally(model: nn.Module, data: Batches | Stream, group: Processes | None = No
     Interrupted where the data end early because someone asked for it.
     """
     part = (group.rank, group.count) if group else (0, 1)
-    model.eval()
+    batch_size = evaluation_batch(data.size)
     bins = torch.zeros(len(LAYERS), BINS, 3, dtype=torch.int64, device=data.device)
     agreeing = bins.new_zeros(())
-    for images, labels in data.all(evaluation_batch(data.size), part=part):
+
+    model.eval()
+    for images, labels in data.all(batch_size, part=part):
         answers = _answers(model(images))
         for name, scores in answers.items():
-            bins[LAYERS.index(name)] += _binned(scores, labels)
+            row = LAYERS.index(name)
+            bins[row] += _binned(scores, labels)
         if "mean" in answers:
-            agreeing += (answers["gap"].argmax(dim=1) == answers["saol"].argmax(dim=1)).sum()
+            gap = answers["gap"].argmax(dim=1)
+            saol = answers["saol"].argmax(dim=1)
+            agreeing += (gap == saol).sum()
 
     left_out = len(data) - len(data.kept)
     if group:
         bins = group.sum(bins)
         agreeing = group.sum(agreeing)
         left_out = int(group.sum(bins.new_tensor(left_out)))
-    tables = zip(LAYERS, bins.tolist(), strict=True)
-    layers = {name: _as_bins(table) for name, table in tables}
-    there = {name: own for name, own in layers.items() if sum(own.images)}
-    if {sum(own.images) for own in there.values()} != {len(data) - left_out}:
+
+    there = {}
+    for name, table in zip(LAYERS, bins.tolist(), strict=True):
+        own = _as_bins(table)
+        if own.total:
+            there[name] = own
+    counts = {own.total for own in there.values()}
+    expected = len(data) - left_out
+    if counts != {expected}:
         raise Interrupted(143)
     return Tally(there, int(agreeing))
 
@@ -87,43 +111,60 @@ def tally(model: nn.Module, data: Batches | Stream, group: Processes | None = No
 def evaluation_batch(size: tuple[int, int]) -> int:
     """Images in a batch of evaluation: 500 small ones of `size` (H, W), fewer of large ones."""
     height, width = size
-    return max(20, min(500, 500 * 64 * 64 // (height * width)))
+    fitting = 500 * 64 * 64 // (height * width)
+    return max(20, min(500, fitting))
 
 
 def summarise(history: list[dict]) -> dict[str, float]:
     """The last epoch's scores, and the best evaluated accuracies (optimistic: chosen on the same images)."""
     last_entry = history[-1] if history else {}
-    last = {f"{name}_last": value for name, value in last_entry.items() if name.startswith(SCORES)}
-    heads = [name for name in last_entry if name.startswith("top1_")]
-    best = {f"{name}_best": max(entry[name] for entry in history if name in entry) for name in heads}
+    last = {}
+    best = {}
+    for name, value in last_entry.items():
+        if name.startswith(SCORES):
+            last[f"{name}_last"] = value
+        if name.startswith("top1_"):
+            evaluated = [entry[name] for entry in history if name in entry]
+            best[f"{name}_best"] = max(evaluated)
     return last | best
 
 
 def _answers(outputs: Outputs) -> dict[str, Tensor]:
     """The scores (B, K) of each of LAYERS that is there, up to a constant the logarithms of its distribution."""
-    answers = {"gap": outputs.gap_logits, "saol": outputs.saol_log_probs}
-    answers = {name: scores for name, scores in answers.items() if scores is not None}
+    answers = {}
+    if outputs.gap_logits is not None:
+        answers["gap"] = outputs.gap_logits
+    if outputs.saol_log_probs is not None:
+        answers["saol"] = outputs.saol_log_probs
     if len(answers) == 2:
-        both = torch.stack([_distribution(scores) for scores in answers.values()])
-        answers["mean"] = both.mean(dim=0).log()
+        distributions = [_distribution(scores) for scores in answers.values()]
+        mean = torch.stack(distributions).mean(dim=0)
+        answers["mean"] = mean.log()
     return answers
 
 
 def _distribution(scores: Tensor) -> Tensor:
     """Softmax over classes (B, K), in float32 at least."""
-    return scores.softmax(dim=1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    return scores.softmax(dim=1, dtype=dtype)
 
 
 def _binned(scores: Tensor, labels: Tensor) -> Tensor:
     """Answers (B, K) to images of `labels` (B,) by confidence, (BINS, 3): how many, how many right, and UNITs."""
     confidence = _distribution(scores).amax(dim=1)
     place = (confidence * BINS).ceil().long() - 1
+    place = place.clamp(0, BINS - 1)
+
     hits = scores.argmax(dim=1) == labels
     units = (confidence * UNIT).round().long()
-    told = torch.stack([torch.ones_like(units), hits.long(), units], dim=1)
-    return told.new_zeros(BINS, 3).index_add_(0, place.clamp(0, BINS - 1), told)
+    ones = torch.ones_like(units)
+    told = torch.stack([ones, hits.long(), units], dim=1)
+
+    binned = told.new_zeros(BINS, 3)
+    return binned.index_add_(0, place, told)
 
 
 def _as_bins(table: list[list[int]]) -> Bins:
     images, right, units = zip(*table, strict=True)
-    return Bins(list(images), list(right), [count / UNIT for count in units])
+    confidence = [count / UNIT for count in units]
+    return Bins(list(images), list(right), confidence)
