@@ -41,7 +41,7 @@ NOT_CONVOLUTIONAL = {  # how the names begin of transformers and mixers, and of 
     r"linknet|lwopenpose|nvpattexp|pfpcnet|prnet|propainter|pspnet|quartznet|raft|segnet|simplepose|sinet|superpoint|unet|"
     r"visemenet|voca|wav2",
 }  # fmt: skip
-STEP = (128, 224), (192, 320), (224, 448), (224, 224)  # sizes (H, W) for the training step: the first that it takes
+STEP = (128, 224), (192, 320), (224, 448)  # sizes (H, W) for the training step: the first that it takes
 
 
 # --- which networks --------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def training_step(net: nn.Module) -> None:
 
 
 def _training_step(net: nn.Module) -> None:
-    sizes = STEP if net.size[0] != net.size[1] else (net.size,)
+    sizes = [*STEP, net.size] if net.size[0] != net.size[1] else [net.size]  # the last is one that it has taken
     for size in sizes:
         try:
             outputs = net.train()(torch.empty(2, net.channels, *size, device="meta"))
