@@ -1,6 +1,7 @@
 """What the explorer shows of a state: a `Lens` turns what the reader chose into pictures and numbers, purely."""
 
 import base64
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -24,8 +25,9 @@ UNKNOWN = "unknown"
 
 def palette(name: str) -> Tensor:
     """A colour map as (256, 3) uint8."""
-    colours = colormaps[name](range(256))[:, :3]
-    return torch.tensor(255 * colours).byte()
+    with_opacity = colormaps[name](range(256))
+    colours = 255 * with_opacity[:, :3]
+    return torch.tensor(colours).byte()
 
 
 PALETTES = {name: palette(name) for name in COLOURS}
@@ -66,15 +68,16 @@ class Lens:
 
     def _names(self, count: int, classes: tuple[str, ...] | None) -> tuple[str, ...]:
         """The classes' names, held against the number of the network's and the pictures' labels."""
-        names = tuple(f"class {k}" for k in range(count)) if classes is None else tuple(classes)
-        if len(names) != count:
-            raise ValueError(f"the network knows {count} classes, but {len(names)} names are given as classes")
+        if classes is None:
+            classes = [f"class {k}" for k in range(count)]
+        if len(classes) != count:
+            raise ValueError(f"the network knows {count} classes, but {len(classes)} names are given as classes")
 
-        labels = self.pictures.labels
-        if int(labels.max()) >= count or int(labels.min()) < -1:
-            wrong = int(labels.max()) if int(labels.max()) >= count else int(labels.min())
-            raise ValueError(f"label {wrong} is no class; give 0 to {count - 1}, or -1 where it is unknown")
-        return names
+        least, largest = self.pictures.labels.aminmax()
+        for label in (int(largest), int(least)):
+            if not -1 <= label < count:
+                raise ValueError(f"label {label} is no class; give 0 to {count - 1}, or -1 where it is unknown")
+        return tuple(classes)
 
     def _layers(self) -> list[str]:
         """The overlays whose layer the network has."""
@@ -109,9 +112,16 @@ class Lens:
         height, width = self.size
         _, _, about = self.picture(source)
         if about is None:
-            return width // 2, height // 8, width - width // 6, height - height // 6
+            right = width - width // 6
+            bottom = height - height // 6
+            return width // 2, height // 8, right, bottom
+
         x0, y0, x1, y1 = about
-        return max(x0 - 2, 0), max(y0 - 2, 0), min(x1 + 3, width), min(y1 + 3, height)
+        left = max(x0 - 2, 0)
+        top = max(y0 - 2, 0)
+        right = min(x1 + 3, width)
+        bottom = min(y1 + 3, height)
+        return left, top, right, bottom
 
     # --- what the network sees and says ------------------------------------------------------------------------------
 
@@ -137,11 +147,14 @@ class Lens:
         above, above_label, _ = self.picture(source)
         moved = torch.roll(above, (down, right), dims=(1, 2))  # what comes round at the edge is never in the patch
 
+        images = torch.stack([below, moved])
+        labels = torch.tensor([below_label, above_label])
         unknown = len(self.classes)
-        labels = [unknown if label == -1 else label for label in (below_label, above_label)]
+        labels[labels == -1] = unknown
+
         boxes = torch.tensor([box, (0, 0, 0, 0)])
-        pair = torch.stack([below, moved])
-        mixed = paste(pair, torch.tensor(labels), unknown + 1, boxes, torch.tensor([1, 1]))
+        partners = torch.tensor([1, 1])
+        mixed = paste(images, labels, unknown + 1, boxes, partners)
         return mixed.images[0], mixed.targets[0]
 
     def _look(self, scene: tuple) -> tuple[Outputs, Tensor]:
@@ -152,9 +165,14 @@ class Lens:
     @torch.inference_mode()
     def _see(self, image: Tensor) -> tuple[Outputs, Tensor]:
         scaled = (image / 255 - self.mean) / self.std
-        outputs, feature = self.model.look(scaled[None].to(self.device), mask=True)
-        parts = [None if part is None else part.cpu() for part in outputs]
-        return Outputs(*parts), feature
+        batch = scaled[None].to(self.device)
+        outputs, feature = self.model.look(batch, mask=True)
+
+        found = {}
+        for name, part in outputs._asdict().items():
+            if part is not None:
+                found[name] = part.cpu()
+        return Outputs(**found), feature
 
     @torch.inference_mode()
     def _map(self, scene: tuple, overlay: str, k: int) -> Tensor:
@@ -163,7 +181,8 @@ class Lens:
         classes = torch.tensor([k])
         if overlay in ("cam", "grad_cam"):
             classes = classes.to(self.device)
-        return raw_maps(self.model, outputs, feature, classes, overlay)[0].float().cpu()
+        maps = raw_maps(self.model, outputs, feature, classes, overlay)
+        return maps[0].float().cpu()
 
     def target(self, state: State) -> int:
         """The class k that is looked at."""
@@ -182,18 +201,25 @@ class Lens:
         if overlay in ("spatial", "mask"):
             return 0.0, 1.0
         kind = "attention" if overlay == "saol" else overlay  # A bounds A * Y_k for every k
-        largest = [float(self.map(state.scene, kind, k).max()) for k in range(len(self.classes))]
+        largest = []
+        for k in range(len(self.classes)):
+            values = self.map(state.scene, kind, k)
+            largest.append(float(values.max()))
         return 0.0, max(largest)
 
     def enlarged(self, state: State) -> Tensor:
         """The overlay's map at the picture's size (H, W), as `score_maps` does it, but in its own units."""
         values = self.map(state.scene, state.overlay, self.target(state))
-        return F.interpolate(values[None, None], self.size, mode="bicubic", align_corners=False)[0, 0]
+        image = values[None, None]
+        enlarged = F.interpolate(image, self.size, mode="bicubic", align_corners=False)
+        return enlarged[0, 0]
 
     def steps(self, state: State, overlay: str, values: Tensor) -> Tensor:
         """A map (H, W) as uint8: how strong, between its limits; the index into the palette."""
         low, high = self.limits(state, overlay)
-        return (255 * (values - low) / max(high - low, 1e-12)).clamp(0, 255).byte()
+        reach = max(high - low, 1e-12)
+        strength = 255 * (values - low) / reach
+        return strength.clamp(0, 255).byte()
 
     def found(self, state: State) -> dict:
         """The overlay's box, the true one of what is still seen of class k (the patch for the mask), and IoU.
@@ -202,14 +228,18 @@ class Lens:
         """
         box = truth = overlap = None
         if state.overlay != "none":
-            box = largest_box(stretch(self.enlarged(state)[None])[0], state.threshold)
+            enlarged = self.enlarged(state)
+            stretched = stretch(enlarged[None])
+            box = largest_box(stretched[0], state.threshold)
         if box is None:
             return {"box": None, "truth": None, "iou": None}
 
         mine = self._inside(box)
         for place in self._truths(state):
             theirs = self._inside(place)
-            iou = float((mine & theirs).sum() / (mine | theirs).sum())
+            common = (mine & theirs).sum()
+            union = (mine | theirs).sum()
+            iou = float(common / union)
             if overlap is None or iou > overlap:
                 truth, overlap = place, iou
         return {"box": box, "truth": truth, "iou": overlap}
@@ -221,25 +251,29 @@ class Lens:
         if state.overlay == "mask":
             return [_bounds(patch)] if patch.any() else []
 
-        right, down = state.shift
         k = self.target(state)
-        places = []
-        for which, part, offset in ((state.base, ~patch, (0, 0)), (state.source, patch, (right, down))):
-            _, label, about = self.picture(which)
-            if about is None or label != k:
-                continue
-            moved = tuple(edge + offset[i % 2] for i, edge in enumerate(about))
-            seen = self._inside(moved) & part
-            if seen.any():
-                places.append(_bounds(seen))
-        return places
+        below = self._object_of(k, state.base, (0, 0)) & ~patch
+        above = self._object_of(k, state.source, state.shift) & patch
+        return [_bounds(seen) for seen in (below, above) if seen.any()]
+
+    def _object_of(self, k: int, which: int | str, shift: tuple[int, int]) -> Tensor:
+        """(H, W), true in the box of a moved picture's object, if that is of class k; nowhere else."""
+        _, label, about = self.picture(which)
+        if about is None or label != k:
+            return torch.zeros(self.size, dtype=torch.bool)
+        x0, y0, x1, y1 = about
+        right, down = shift
+        return self._inside((x0 + right, y0 + down, x1 + right, y1 + down))
 
     def _inside(self, box: tuple) -> Tensor:
         """(H, W), true in a box, both ends inclusive."""
         x0, y0, x1, y1 = box
-        ys = torch.arange(self.size[0])[:, None]
-        xs = torch.arange(self.size[1])
-        return (x0 <= xs) & (xs <= x1) & (y0 <= ys) & (ys <= y1)
+        height, width = self.size
+        ys = torch.arange(height)[:, None]
+        xs = torch.arange(width)
+        across = (x0 <= xs) & (xs <= x1)
+        down = (y0 <= ys) & (ys <= y1)
+        return across & down
 
     # --- what is told ------------------------------------------------------------------------------------------------
 
@@ -279,41 +313,60 @@ class Lens:
         if outputs.spatial_log_probs is None:
             return {}
         votes = outputs.spatial_log_probs[0].exp()
+        attention = outputs.attention[0, 0]
+        own = votes[self.target(state)]
         best, classes = votes.max(dim=0)
-        parts = torch.stack([outputs.attention[0, 0], votes[self.target(state)], best, classes])
-        return {"shape": list(parts.shape[1:]), "values": parts.numpy().astype("<f4").tobytes()}
+
+        parts = torch.stack([attention, own, best, classes])
+        floats = parts.numpy().astype("<f4")
+        return {"shape": list(parts.shape[1:]), "values": floats.tobytes()}
 
     def view(self, state: State) -> dict[str, dict]:
         """All that the live page shows, by parts that are sent only when they differ."""
         k = self.target(state)
         pictures = {}
         for slot in ("base", "source"):
-            image, label, _ = self.picture(getattr(state, slot))
+            which = getattr(state, slot)
+            image, label, _ = self.picture(which)
             pictures[slot] = {"png": png(image), "label": label}
 
         tiles = {}
         for name in self.overlays[1:]:
-            steps = self.steps(state, name, self.map(state.scene, name, k))
-            tiles[name] = _sent(steps) | {"limits": list(self.limits(state, name))}
+            values = self.map(state.scene, name, k)
+            steps = self.steps(state, name, values)
+            limits = self.limits(state, name)
+            tiles[name] = _sent(steps) | {"limits": list(limits)}
 
         overlay = {}
         if state.overlay != "none":
-            overlay = _sent(self.steps(state, state.overlay, self.enlarged(state)))
+            enlarged = self.enlarged(state)
+            steps = self.steps(state, state.overlay, enlarged)
+            overlay = _sent(steps)
 
-        numbers, cells = self.numbers(state), self.cells(state)
-        return {"pictures": pictures, "tiles": tiles, "overlay": overlay, "cells": cells, "numbers": numbers}
+        return {
+            "pictures": pictures,
+            "tiles": tiles,
+            "overlay": overlay,
+            "cells": self.cells(state),
+            "numbers": self.numbers(state),
+        }
 
     # --- exports -----------------------------------------------------------------------------------------------------
 
     def summary(self, state: State) -> str:
         """Both answers and the true shares in one line, the two largest of each."""
         told = self.numbers(state)
-        true = [*zip(told["true"], self.classes, strict=True), (told["unknown"], UNKNOWN)]
-        parts = [f"k = {self.classes[told['k']]}"]
-        for title, shares in (("SAOL", told["saol"]), ("GAP-FC", told["gap"])):
-            if shares:
-                parts.append(f"{title}: {_largest(zip(shares, self.classes, strict=True))}")
-        parts.append(f"true shares of the area: {_largest(pair for pair in true if pair[0] > 5e-4)}")
+        k = self.classes[told["k"]]
+        parts = [f"k = {k}"]
+        for title, layer in (("SAOL", "saol"), ("GAP-FC", "gap")):
+            if told[layer]:
+                largest = _largest(told[layer], self.classes)
+                parts.append(f"{title}: {largest}")
+
+        names = [*self.classes, UNKNOWN]
+        shares = [*told["true"], told["unknown"]]
+        largest = _largest(shares, names, above=5e-4)
+        parts.append(f"true shares of the area: {largest}")
         return "     ".join(parts)
 
     def render(self, state: State) -> Figure:
@@ -321,32 +374,46 @@ class Lens:
         from saol_lib.evidence.figures import panels  # slow to load, and for exports alone
 
         mixed, _ = self.mixed(state.scene)
-        x0, y0, x1, y1 = state.box
         tiles = {"mixed": mixed}
-        boxes = {"mixed": torch.tensor([x0, y0, x1 - 1, y1 - 1])} if x1 > x0 and y1 > y0 else {}
+        boxes = {}
+        x0, y0, x1, y1 = state.box
+        if x1 > x0 and y1 > y0:
+            boxes["mixed"] = torch.tensor([x0, y0, x1 - 1, y1 - 1])
 
         told = self.numbers(state)
         if state.overlay != "none":
             title = f"box of {OVERLAYS[state.overlay]}"
-            title += f", IoU {told['iou']:.2f}" if told["truth"] else ""
+            if told["truth"]:
+                title += f", IoU {told['iou']:.2f}"
             tiles[title] = self.covered(state)
-            boxes[title] = torch.tensor(told["box"]) if told["box"] else None
+            if told["box"]:
+                boxes[title] = torch.tensor(told["box"])
 
-        parts = [name for name in ("attention", "spatial", "saol") if name in self.overlays] or self.overlays[1:]
-        maps = {OVERLAYS[name]: self.map(state.scene, name, told["k"]) for name in parts}
+        own = [name for name in ("attention", "spatial", "saol") if name in self.overlays]
+        parts = own or self.overlays[1:]
+        maps = {}
+        for name in parts:
+            maps[OVERLAYS[name]] = self.map(state.scene, name, told["k"])
+
         figure = panels(tiles | maps, boxes)
-        for name, tile in zip(parts, figure.axes[len(tiles) :], strict=False):
-            tile.images[0].set(cmap=state.colours, clim=self.limits(state, name))
+        map_tiles = figure.axes[len(tiles) :]
+        for name, tile in zip(parts, map_tiles, strict=False):
+            limits = self.limits(state, name)
+            tile.images[0].set(cmap=state.colours, clim=limits)
         figure.suptitle(self.summary(state))
         return figure
 
     def covered(self, state: State) -> Tensor:
         """The mixed picture (3, H, W) under its overlay, the map's strength as opacity, as the page paints it."""
         mixed, _ = self.mixed(state.scene)
-        steps = self.steps(state, state.overlay, self.enlarged(state)).long()
-        colours = PALETTES[state.colours][steps].permute(2, 0, 1).float()
+        enlarged = self.enlarged(state)
+        steps = self.steps(state, state.overlay, enlarged).long()
+        palette = PALETTES[state.colours]
+        colours = palette[steps].permute(2, 0, 1)
+
         strength = state.opacity * steps / 255
-        return torch.lerp(mixed.float(), colours, strength).round().byte()
+        covered = torch.lerp(mixed.float(), colours.float(), strength)
+        return covered.round().byte()
 
 
 def _answer(outputs: Outputs) -> Tensor:
@@ -358,10 +425,12 @@ def _answer(outputs: Outputs) -> Tensor:
     raise ValueError("the network gives neither SAOL's nor GAP-FC's answer; attach one of them first")
 
 
-def _largest(pairs) -> str:
-    """The two largest of (share, name) pairs in words."""
-    first = sorted(pairs, reverse=True)[:2]
-    return ", ".join(f"{name} {share:.0%}" for share, name in first)
+def _largest(shares: Sequence[float], names: Sequence[str], above: float = -1) -> str:
+    """The two largest shares in words; above: only what is larger."""
+    pairs = zip(shares, names, strict=True)
+    ranked = sorted(pairs, reverse=True)
+    told = [f"{name} {share:.0%}" for share, name in ranked[:2] if share > above]
+    return ", ".join(told)
 
 
 def _bounds(inside: Tensor) -> tuple[int, int, int, int]:
@@ -374,4 +443,5 @@ def _bounds(inside: Tensor) -> tuple[int, int, int, int]:
 
 def _sent(steps: Tensor) -> dict:
     """A map of steps (H, W) as the page takes it."""
-    return {"shape": list(steps.shape), "values": steps.numpy().tobytes()}
+    values = steps.numpy()
+    return {"shape": list(values.shape), "values": values.tobytes()}

@@ -25,11 +25,13 @@ class State:
     @classmethod
     def of(cls, values: dict) -> "State":
         """A state from foreign JSON; ValueError with one sentence where it is none."""
-        known = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or not set(values) <= known:
-            names = ", ".join(cls.__dataclass_fields__)
-            raise ValueError(f"{str(values)[:60]} is no state: give a JSON object with some of {names}")
-        return cls(**{name: _frozen(value) for name, value in values.items()})
+        known = [field.name for field in fields(cls)]
+        if not isinstance(values, dict) or not set(values) <= set(known):
+            told = str(values)[:60]
+            names = ", ".join(known)
+            raise ValueError(f"{told} is no state: give a JSON object with some of {names}")
+        frozen = {name: _frozen(value) for name, value in values.items()}
+        return cls(**frozen)
 
     @property
     def scene(self) -> tuple:
@@ -38,27 +40,41 @@ class State:
 
 
 def _frozen(value):
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(value)
+    return value
 
 
 def check_choices(state: State, size: tuple[int, int], classes: int, overlays: list[str]) -> None:
     """Raise ValueError with one sentence for the first value that is out of range; the pictures are not looked at."""
     height, width = size
-    _require(state, "box", _is_box(state.box, width, height), f"x0, y0, x1, y1 in {width} x {height} pixels")
+    is_box = _is_box(state.box, width, height)
+    _require(state, "box", is_box, f"x0, y0, x1, y1 in {width} x {height} pixels")
+    _check_shift(state, width, height)
 
-    x0, y0, x1, y1 = state.box
-    right, down = (x1 - width, x0), (y1 - height, y0)
-    inside = _whole(state.shift, 2) and right[0] <= state.shift[0] <= right[1] and down[0] <= state.shift[1] <= down[1]
-    reach = f"{right[0]} to {right[1]} pixels right and {down[0]} to {down[1]} down, so that the patch stays filled"
-    _require(state, "shift", inside, reach)
+    is_class = type(state.k) is int and 0 <= state.k < classes
+    is_overlay = state.overlay in overlays
+    _require(state, "k", state.k is None or is_class, f"null or a class, 0 to {classes - 1}")
+    _require(state, "overlay", is_overlay, f"one of {', '.join(overlays)}")
 
-    known = state.k is None or (type(state.k) is int and 0 <= state.k < classes)
-    _require(state, "k", known, f"null or a class, 0 to {classes - 1}")
-    _require(state, "overlay", state.overlay in overlays, f"one of {', '.join(overlays)}")
+    below_one = _is_share(state.threshold) and state.threshold < 1
     _require(state, "opacity", _is_share(state.opacity), "in 0..1")
-    _require(state, "threshold", _is_share(state.threshold) and state.threshold < 1, "in 0..1, below 1")
+    _require(state, "threshold", below_one, "in 0..1, below 1")
     _require(state, "scale", state.scale in SCALES, "own or shared")
     _require(state, "colours", state.colours in COLOURS, f"one of {', '.join(COLOURS)}")
+
+
+def _check_shift(state: State, width: int, height: int) -> None:
+    """The patch must stay filled: the second picture reaches over all of it."""
+    x0, y0, x1, y1 = state.box
+    least_right = x1 - width
+    least_down = y1 - height
+    fine = False
+    if _whole(state.shift, 2):
+        right, down = state.shift
+        fine = least_right <= right <= x0 and least_down <= down <= y0
+    reach = f"{least_right} to {x0} pixels right and {least_down} to {y0} down, so that the patch stays filled"
+    _require(state, "shift", fine, reach)
 
 
 def _require(state: State, name: str, fine: bool, wanted: str) -> None:
@@ -71,7 +87,9 @@ def _is_share(value) -> bool:
 
 
 def _whole(values, count: int) -> bool:
-    return isinstance(values, tuple) and [type(value) for value in values] == [int] * count
+    if not isinstance(values, tuple) or len(values) != count:
+        return False
+    return all(type(value) is int for value in values)
 
 
 def _is_box(box, width: int, height: int) -> bool:

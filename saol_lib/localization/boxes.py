@@ -79,10 +79,14 @@ def box_iou(boxes: Sequence, others: Sequence) -> np.ndarray:
 
     Raises ValueError for boxes that are not whole pixels, shares of the image say.
     """
-    boxes = _plain(boxes)
-    others = _plain(others)
+    return _overlaps(_plain(boxes), _plain(others))
+
+
+def _overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     common = common_areas(boxes, others)
-    return common / (box_areas(boxes)[:, None] + box_areas(others) - common)
+    areas = box_areas(boxes)[:, None]
+    union = areas + box_areas(others) - common
+    return common / union
 
 
 def _plain(boxes: Sequence) -> np.ndarray:
@@ -93,16 +97,19 @@ def _plain(boxes: Sequence) -> np.ndarray:
 
 def common_areas(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Pixels (n, m) that each of the boxes (n, 4) shares with each of the others (m, 4)."""
-    low = np.maximum(boxes[:, None, :2], others[:, :2])
-    high = np.minimum(boxes[:, None, 2:], others[:, 2:])
-    sides = (high - low + 1).clip(0)
-    return sides.prod(axis=2)
+    boxes = boxes[:, None]
+    low = np.maximum(boxes[..., :2], others[:, :2])
+    high = np.minimum(boxes[..., 2:], others[:, 2:])
+    sides = high - low + 1
+    return sides.clip(0).prod(axis=2)
 
 
 def fixed_box_accuracy(box: Sequence[int], boxes: Sequence, iou: float = 0.5) -> float:
     """Percent of the images that one and the same box hits; boxes: as for `box_accuracy`."""
     family = _plain([list(box)])
-    return float(_hit_rates(family, _join(boxes), iou)[0])
+    truth = _join(boxes)
+    (rate,) = _hit_rates(family, truth, iou)
+    return float(rate)
 
 
 def best_centred_box(boxes: Sequence, size: tuple[int, int], iou: float = 0.5) -> tuple[tuple[int, ...], float]:
@@ -132,7 +139,9 @@ def best_centred_box(boxes: Sequence, size: tuple[int, int], iou: float = 0.5) -
 
 def _margins(side: int) -> np.ndarray:
     """The pixels that a centred box may leave free at either end of a side."""
-    return np.arange(0, (side + 1) // 2, max(1, side // 64))
+    beyond = (side + 1) // 2
+    step = max(1, side // 64)
+    return np.arange(0, beyond, step)
 
 
 class _Truth(NamedTuple):
@@ -143,9 +152,9 @@ class _Truth(NamedTuple):
 
 
 def _join(boxes: Sequence, size: tuple[int, int] | None = None) -> _Truth:
-    empty = [number for number, own in enumerate(boxes) if not len(own)]
+    empty = sum(not len(own) for own in boxes)
     if empty or not len(boxes):
-        raise ValueError(f"{len(boxes)} images, {len(empty)} without a box; each needs one")
+        raise ValueError(f"{len(boxes)} images, {empty} without a box; each needs one")
     parts = true_boxes(boxes, size)
     counts = [len(part) for part in parts]
     starts = np.cumsum([0, *counts[:-1]])
@@ -154,7 +163,7 @@ def _join(boxes: Sequence, size: tuple[int, int] | None = None) -> _Truth:
 
 def _hit_rates(family: np.ndarray, truth: _Truth, iou: float) -> np.ndarray:
     """Percent of the images that each box of a family (F, 4) hits."""
-    common = common_areas(family, truth.boxes)
-    overlaps = common / (box_areas(family)[:, None] + box_areas(truth.boxes) - common)
+    overlaps = _overlaps(family, truth.boxes)
     best = np.maximum.reduceat(overlaps, truth.starts, axis=1)
-    return 100 * (best >= iou).mean(axis=1)
+    hits = best >= iou
+    return 100 * hits.mean(axis=1)

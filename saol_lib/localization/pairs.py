@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -32,19 +32,34 @@ def draw_pairs(labels: Tensor, size: tuple[int, int], generator: Generator) -> t
     count = len(labels)
     if count < 2 or labels.min() == labels.max():
         raise ValueError(f"{count} images of one class cannot be paired; give images of at least two classes")
-    area, stretch, left, top, pick = torch.rand(5, count, generator=generator, dtype=torch.float64)
-    boxes = _place(0.05 + 0.9 * area, stretch, left, top, size)
+
+    lots = torch.rand(5, count, generator=generator, dtype=torch.float64)
+    *places, pick = lots.unbind()
+    boxes = _place(*places, size)
     return boxes, _partners(labels, pick)
 
 
-def _place(area: Tensor, stretch: Tensor, left: Tensor, top: Tensor, size: tuple[int, int]) -> Tensor:
-    """Half-open boxes (N, 4) of about that share of the image; stretch, left, top (N,) in 0..1: how wide and where."""
+def _place(
+    area: Tensor,
+    stretch: Tensor,
+    left: Tensor,
+    top: Tensor,
+    size: tuple[int, int],
+) -> Tensor:
+    """Half-open boxes (N, 4) from lots (N,) in 0..1: how large, how wide, and where."""
     height, width = size
-    w = (width * area**stretch).round().clamp(1, width)
-    h = (area * height * width / w).round().clamp(1, height)
-    x0 = (left * (width - w + 1)).floor()
-    y0 = (top * (height - h + 1)).floor()
-    return torch.stack([x0, y0, x0 + w, y0 + h], dim=1).long()
+    share = 0.05 + 0.9 * area
+    w = (width * share**stretch).round()
+    w = w.clamp(1, width)
+    h = (share * height * width / w).round()
+    h = h.clamp(1, height)
+
+    free_across = width - w
+    free_down = height - h
+    x0 = (left * (free_across + 1)).floor()
+    y0 = (top * (free_down + 1)).floor()
+    boxes = torch.stack([x0, y0, x0 + w, y0 + h], dim=1)
+    return boxes.long()
 
 
 def _partners(labels: Tensor, pick: Tensor) -> Tensor:
@@ -55,15 +70,30 @@ def _partners(labels: Tensor, pick: Tensor) -> Tensor:
     count = len(labels)
     order = labels.argsort(stable=True)
     ends = torch.searchsorted(labels[order], labels, right=True)
-    others = count - labels.bincount()[labels]
-    chosen = ends + (pick * others).floor().long()
+    same = labels.bincount()[labels]
+    others = count - same
+    steps = (pick * others).floor()
+    chosen = ends + steps.long()
     return order[chosen % count]
 
 
 def mix_pairs(split: Split, num_classes: int, generator: Generator) -> Mixed:
     """Every image of a split with a patch of another class pasted in, as `draw_pairs` says; images stay uint8."""
-    boxes, partners = draw_pairs(split.labels, split.images.shape[2:], generator)
+    size = split.images.shape[2:]
+    boxes, partners = draw_pairs(split.labels, size, generator)
     return paste(split.images, split.labels, num_classes, boxes, partners)
+
+
+class Seen(NamedTuple):
+    """What a network makes of mixed images (B, C, H, W)."""
+
+    scores: Tensor  # (B, K)
+    attention: Tensor | None  # (B, 1, Ho, Wo)
+    pasted_map: Tensor  # (B, Ho, Wo) of the pasted class
+    base_map: Tensor  # (B, Ho, Wo) of the other class
+
+    def on_cpu(self) -> Seen:
+        return Seen(*map(_to_cpu, self))
 
 
 class PairMeasures:
@@ -87,35 +117,35 @@ class PairMeasures:
         size = tuple(images.shape[2:])
         pasted = pasted.cpu()
         base = base.cpu()
-        on_device = self._look(images, pasted, base)
-        scores, attention, pasted_map, base_map = [_to_cpu(part) for part in on_device]
-        self._check_numbers(scores)
+        seen = self._look(images, pasted, base).on_cpu()
+        self._check_numbers(seen.scores)
 
         patch = boxes.cpu() - torch.tensor([0, 0, 1, 1])  # both ends inclusive
         share = area_share(patch, size)
-        both = torch.stack([_scores_of(scores, pasted), _scores_of(scores, base)], dim=1)
-        predicted = both.softmax(dim=1)[:, 0]
-        own_pasted = _positive_inside(pasted_map, patch, size, share)
-        own_base = 1 - _positive_inside(base_map, patch, size, share)
+        predicted = _first_share(seen.scores, pasted, base)
+        own_pasted = _positive_inside(seen.pasted_map, patch, size, share)
+        own_base = 1 - _positive_inside(seen.base_map, patch, size, share)
         held = torch.full_like(own_pasted, torch.nan)
-        if attention is not None:
-            held = mass_inside(attention, patch, size)
+        if seen.attention is not None:
+            held = mass_inside(seen.attention, patch, size)
+
         row = [share, predicted, held, own_pasted, own_base]
         self._rows.append(torch.stack(row, dim=1))
 
-    def _look(self, images: Tensor, pasted: Tensor, base: Tensor) -> tuple[Tensor | None, ...]:
-        """Scores (B, K), A or None, and the maps (B, Ho, Wo) of both classes: all that the device computes."""
+    def _look(self, images: Tensor, pasted: Tensor, base: Tensor) -> Seen:
+        """All that the device computes, where it lies."""
         outputs, feature = look(self.model, images, self.method)
         pasted_map = raw_maps(self.model, outputs, feature, pasted, self.method)
         base_map = raw_maps(self.model, outputs, feature, base, self.method)
         if self.method == "saol":
-            return outputs.saol_log_probs, outputs.attention, pasted_map, base_map
-        return outputs.gap_logits, None, pasted_map, base_map
+            return Seen(outputs.saol_log_probs, outputs.attention, pasted_map, base_map)
+        return Seen(outputs.gap_logits, None, pasted_map, base_map)
 
     def _check_numbers(self, scores: Tensor) -> None:
         broken = scores.isnan().any(dim=1).nonzero()
         if len(broken):
-            number = sum(len(rows) for rows in self._rows) + int(broken[0])
+            before = sum(map(len, self._rows))
+            number = before + int(broken[0])
             raise ValueError(
                 f"class scores of pair {number} by method={self.method!r} hold NaN; expected numbers, so this network "
                 f"cannot be measured: train it anew"
@@ -134,23 +164,31 @@ class PairMeasures:
 
         if not self._rows:
             raise ValueError("no pair was measured; call update with at least one batch")
-        return pd.DataFrame(torch.cat(self._rows).double().numpy(), columns=COLUMNS)
+        rows = torch.cat(self._rows).double()
+        return pd.DataFrame(rows.numpy(), columns=COLUMNS)
 
 
 def _to_cpu(part: Tensor | None) -> Tensor | None:
-    return None if part is None else part.detach().cpu()
+    if part is None:
+        return None
+    return part.detach().cpu()
 
 
-def _scores_of(scores: Tensor, classes: Tensor) -> Tensor:
-    return scores.gather(1, classes[:, None])[:, 0]
+def _first_share(scores: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """p_first / (p_first + p_second) of scores (B, K), for two classes (B,) of each row."""
+    classes = torch.stack([first, second], dim=1)
+    both = scores.gather(1, classes)
+    return both.softmax(dim=1)[:, 0]
 
 
 def _positive_inside(maps: Tensor, patch: Tensor, size: tuple[int, int], share: Tensor) -> Tensor:
     """The share (B,) of each map's positive part that lies in its patch; the area's where a map has none."""
-    positive = maps.clamp(min=0)[:, None]
+    positive = maps.clamp(min=0)
+    positive = positive[:, None]
     total = positive.sum(dim=(1, 2, 3))
-    inside = mass_inside(positive, patch, size) / total.clamp(min=1e-30)
-    return torch.where(total > 0, inside, share)
+    inside = mass_inside(positive, patch, size)
+    shares = inside / total.clamp(min=1e-30)
+    return torch.where(total > 0, shares, share)
 
 
 def measure_pairs(model: nn.Module, mixed: Mixed, labels: Tensor, pixels: Batches, method: str) -> pd.DataFrame:
@@ -159,10 +197,13 @@ def measure_pairs(model: nn.Module, mixed: Mixed, labels: Tensor, pixels: Batche
     labels (N,): of the images that were mixed. pixels: their `Batches` or `Stream`, which normalises for the network.
     """
     measures = PairMeasures(model, method)
-    for part in torch.arange(len(labels)).split(_BATCH):
-        images = pixels.normalise(mixed.images[part].to(pixels.device))
+    pairs = torch.arange(len(labels))
+    for part in pairs.split(_BATCH):
+        pictures = mixed.images[part].to(pixels.device)
+        images = pixels.normalise(pictures)
         sources = mixed.partners[part]
-        measures.update(images, labels[sources], labels[part], mixed.boxes[part])
+        pasted = labels[sources]
+        measures.update(images, pasted, labels[part], mixed.boxes[part])
     return measures.result()
 
 
@@ -175,9 +216,11 @@ def summarise_pairs(table: pd.DataFrame) -> dict[str, float]:
     own_mass: mean of own_pasted and own_base, own_area: of the regions' shares, what a blind map would score.
     """
     share = table["share"]
+    error = table["predicted"] - share
+    guess_error = 0.5 - share
     found = {
-        "share_error": (table["predicted"] - share).abs().mean(),
-        "guess_error": (0.5 - share).abs().mean(),
+        "share_error": error.abs().mean(),
+        "guess_error": guess_error.abs().mean(),
     }
     for name, column in (("share", "predicted"), ("attention", "attention")):
         values = table[column]
@@ -186,9 +229,11 @@ def summarise_pairs(table: pd.DataFrame) -> dict[str, float]:
             found[f"{name}_correlation"] = values.corr(share)
     if table["attention"].notna().all():
         split = attention_split(table)
+        both = split >= 0.5
         found["attention_split"] = split.mean()
-        found["attention_both"] = (split >= 0.5).mean()
-    found["own_mass"] = table[["own_pasted", "own_base"]].mean().mean()
+        found["attention_both"] = both.mean()
+    own = table[["own_pasted", "own_base"]].mean()
+    found["own_mass"] = own.mean()
     found["own_area"] = 0.5
     return {name: 100 * float(value) for name, value in found.items()}
 
