@@ -6,10 +6,11 @@ from dataclasses import asdict
 from functools import cache
 
 import pytest
+import run as notebooks
 import yaml
 
 from saol_lib.evidence import claims
-from saol_lib.training.profiles import experiments, read_runs, study_configs
+from saol_lib.training.profiles import experiments, notebook_runs, read_runs, study_configs
 from saol_lib.training.runs import RESULTS, ROOT, Run, run_id
 
 PROFILE = ROOT / "notebooks" / "profiles" / "paper"
@@ -121,5 +122,15 @@ def test_one_experiment_is_named_and_changed_from_a_shell():
     configs, results = study_configs("paper", "DIR", only="cifar10-wrn40", changes={"epochs": 1, "seeds": [0]})
     assert results == "results/paper" and len(configs) == 7
     assert {(c.backbone, c.epochs, c.seed, c.data_dir) for c in configs} == {("wrn-40-2", 1, 0, "DIR")}
-    with pytest.raises(ValueError, match=r"has no file cifar10-wrn41.yaml; choose one of cifar10-ablations, "):
+    with pytest.raises(ValueError, match=r"has no file cifar10-wrn41.yaml; choose one of 01, cifar10-ablations, "):
         study_configs("paper", only="cifar10-wrn41")
+
+
+def test_notebook_01_shows_the_runs_of_its_experiment_and_asks_for_no_others(tmp_path):
+    shown, results = notebook_runs(PROFILE / "01.yaml")
+    trained = {run_id(config.identity()) for config in runs_of("cifar10-wrn")}
+    assert {run_id(config.identity()) for config in shown} == trained and results == "results/paper"
+    assert len(study_configs("paper")[0]) == len(profile())
+
+    plan = {path.name[:2]: values for path, values in notebooks.plan("paper", data=tmp_path).items()}
+    assert plan["01"]["clip_norm"] == 5.0 and plan["01"]["data_dir"] == str(tmp_path) and plan["02"] is None

@@ -1,4 +1,4 @@
-"""A stranger's path: miniatures of the public data in their own layouts, one paper command each, a run and a row."""
+"""A stranger's path: miniatures of the public data in their own layouts, one paper command each: run, row, figure."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from saol_lib.evidence import made_data
+from saol_lib.evidence import figures, made_data
 from saol_lib.evidence.tables import runs_tables
 from saol_lib.training.runs import ROOT, load_runs
 
@@ -35,7 +35,7 @@ def data(tmp_path_factory):
         ("wsol-cub", ["batch_size=4", "pretrained=false", "continued={epochs: 1, lr: 0.001}"]),
     ],
 )
-def test_one_command_gives_a_run_and_a_row(data, tmp_path, experiment, settings):
+def test_one_command_gives_a_run_a_row_and_a_figure(data, tmp_path, experiment, settings):
     settings = [*settings, "epochs=1", "seeds=[0]", "arms=[saol_cutmix_ss_sd]", "autocast=none", "milestones=[]"]
     if experiment.startswith("imagenet"):
         settings.append("schedule=cosine")
@@ -52,3 +52,6 @@ def test_one_command_gives_a_run_and_a_row(data, tmp_path, experiment, settings)
     assert len(runs) == count and {run.config["arm"] for run in runs} == {"saol_cutmix_ss_sd"}
     rows = [line for line in runs_tables("paper", tmp_path / "results").splitlines() if "saol_cutmix_ss_sd" in line]
     assert len(rows) >= 2, "one for each output layer"
+
+    figures.save(figures.curves(runs), results, "curves")
+    assert {path.suffix for path in (results / "figures").glob("curves.*")} == {".svg", ".png"}
