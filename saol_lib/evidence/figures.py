@@ -2,11 +2,12 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
@@ -20,8 +21,16 @@ from torch import Tensor
 from saol_lib.evidence.tables import FAMILIES, LAYERS, REGIMES, paired, readings
 from saol_lib.training.runs import Run, resolve, write_whole
 
-SIZES = {"font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9}
-STYLE = sns.axes_style("whitegrid") | SIZES | {"figure.dpi": 100, "svg.hashsalt": "saol_lib", "grid.color": "0.9"}
+STYLE = sns.axes_style("whitegrid") | {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "legend.fontsize": 9,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "figure.dpi": 100,
+    "svg.hashsalt": "saol_lib",
+    "grid.color": "0.9",
+}
 WIDTH = 8.0  # inches: 800 pixels, a README's column
 COLOURS = dict(zip(FAMILIES.values(), ["black", *sns.color_palette("colorblind", 8)], strict=True))
 BLUE, ORANGE = "#0072B2", "#D55E00"
@@ -73,13 +82,15 @@ def deltas(runs: Sequence[Run], baseline: str = "gap_fc") -> Figure:
     table = table[others].dropna(subset="delta")
     names = table.family + ", " + table.layer + " read,\n" + table.regime
     label = f"top-1 minus {FAMILIES[baseline]}'s of the same seed (percentage points)"
-    return _strips(table.assign(row=names), "delta", "row", label, 0.5, hue="family", palette=COLOURS, legend=False)
+    colours = {"hue": "family", "palette": COLOURS, "legend": False}
+    return _strips(table.assign(row=names), "delta", "row", label, 0.5, **colours)
 
 
 @plt.rc_context(STYLE)
 def effects(table: pd.DataFrame) -> Figure:
     """Paired differences in percentage points: a row an effect, a dot a seed (the columns), a bar for the mean."""
-    long = table.melt(ignore_index=False, value_name="points").reset_index(names="effect")
+    long = table.melt(ignore_index=False, value_name="points")
+    long = long.reset_index(names="effect")
     label = "difference in top-1 accuracy, same seed (percentage points)"
     return _strips(long, "points", "effect", label, 0.35, color=BLUE)
 
@@ -90,17 +101,32 @@ def forest(table: pd.DataFrame) -> Figure:
 
     Effects are drawn in the direction that is claimed: to the right of 0 agrees.
     """
-    figure, axes = _figure(WIDTH, 0.9 + 0.28 * len(table))
-    tile = axes[0, 0]
-    rows = range(len(table))
-    reach = [table["mean"] - table.low, table.high - table["mean"]]
-    tile.errorbar(table["mean"], rows, xerr=reach, fmt="o", color=BLUE, capsize=3, label="mean and 95 % interval")
+    count = len(table)
+    figure, tile = _one_tile(0.9 + 0.28 * count)
+    rows = range(count)
+    mean = table["mean"]
+    tile.errorbar(
+        mean,
+        rows,
+        xerr=[mean - table.low, table.high - mean],
+        fmt="o",
+        color=BLUE,
+        capsize=3,
+        label="mean and 95 % interval",
+    )
     tile.plot(
-        table.smallest, rows, "|", color=ORANGE, markersize=12, markeredgewidth=2, label="smallest effect that counts"
+        table.smallest,
+        rows,
+        "|",
+        color=ORANGE,
+        markersize=12,
+        markeredgewidth=2,
+        label="smallest effect that counts",
     )
     tile.axvline(0, color="0.3", linewidth=1)
     tile.set_yticks(rows, labels=table.claim + ": " + table.test)
-    tile.set(xlabel="difference in the direction claimed (percentage points)", ylim=(len(table) - 0.5, -0.5))
+    tile.set_xlabel("difference in the direction claimed (percentage points)")
+    tile.set_ylim(count - 0.5, -0.5)
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
@@ -109,14 +135,21 @@ def forest(table: pd.DataFrame) -> Figure:
 def slopes(runs: Sequence[Run], steps: Sequence[tuple[str, str]]) -> Figure:
     """Accuracy (percent) of each seed, a line a seed, from step to step; a step is (arm, "SAOL" or "GAP-FC" read)."""
     table = paired(runs)
-    table = table[table.variant == ""].set_index(["arm", "layer", "seed"]).top1
-    figure, axes = _figure(WIDTH, 3.6)
-    tile = axes[0, 0]
-    seeds = sorted(table.index.unique("seed"))
-    for seed, colour in zip(seeds, cycle(sns.color_palette("colorblind")), strict=False):
-        values = [table.get((arm, layer, seed), math.nan) for arm, layer in steps]
-        tile.plot(range(len(steps)), values, "o-", color=colour, label=f"seed {seed}")
-    tile.set_xticks(range(len(steps)), labels=[_step_name(*step) for step in steps])
+    table = table[table.variant == ""]
+    top1 = table.set_index(["arm", "layer", "seed"]).top1
+    seeds = sorted(top1.index.unique("seed"))
+    places = range(len(steps))
+
+    figure, tile = _one_tile(3.6)
+    for seed, colour in zip(seeds, _colours(), strict=False):
+        values = []
+        for arm, layer in steps:
+            value = top1.get((arm, layer, seed), math.nan)
+            values.append(value)
+        tile.plot(places, values, "o-", color=colour, label=f"seed {seed}")
+
+    names = [_step_name(*step) for step in steps]
+    tile.set_xticks(places, labels=names)
     tile.set(ylabel="top-1 accuracy (%)", xmargin=0.08)
     figure.legend(loc="outside right center")
     return figure
@@ -132,17 +165,28 @@ def _step_name(arm: str, layer: str) -> str:
 def cost_against_accuracy(runs: Sequence[Run]) -> Figure:
     """Mean accuracy (percent) against mean training time (minutes), a dot an arm and layer; bars: the seeds' range."""
     table = paired(runs).dropna(subset="seconds")
-    figure, axes = _figure(WIDTH, 4.2)
-    tile = axes[0, 0]
-    for (family, variant, regime, layer), part in table.groupby(["family", "variant", "regime", "layer"], sort=False):
+    groups = table.groupby(["family", "variant", "regime", "layer"], sort=False)
+    figure, tile = _one_tile(4.2)
+    for (family, variant, regime, layer), part in groups:
+        told = [family, variant, f"{layer} read", regime]
+        name = ", ".join(filter(None, told))
+        colour = COLOURS[family]
+        filling = "white" if regime == REGIMES[0] else colour
+
+        minutes = part.seconds.mean() / 60
         mean = part.top1.mean()
-        reach = [[mean - part.top1.min()], [part.top1.max() - mean]]
-        mark = "o" if layer == "SAOL" else "s"
-        name = ", ".join([family, *filter(None, [variant]), f"{layer} read", regime])
-        style = {"color": COLOURS[family], "capsize": 3, "markerfacecolor": COLOURS[family]}
-        if regime == REGIMES[0]:
-            style["markerfacecolor"] = "white"
-        tile.errorbar(part.seconds.mean() / 60, mean, yerr=reach, fmt=mark, label=name, **style)
+        below = mean - part.top1.min()
+        above = part.top1.max() - mean
+        tile.errorbar(
+            minutes,
+            mean,
+            yerr=[[below], [above]],
+            fmt="o" if layer == "SAOL" else "s",
+            label=name,
+            color=colour,
+            capsize=3,
+            markerfacecolor=filling,
+        )
     tile.set(xlabel="training time of a run (minutes)", ylabel="top-1 accuracy (%)")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
@@ -151,8 +195,7 @@ def cost_against_accuracy(runs: Sequence[Run]) -> Figure:
 @plt.rc_context(STYLE)
 def bars(values: pd.Series, label: str, reference: float = 1.0) -> Figure:
     """One horizontal bar an entry with its number, and a line at the reference; label: the quantity and its unit."""
-    figure, axes = _figure(WIDTH, 0.8 + 0.35 * len(values))
-    tile = axes[0, 0]
+    figure, tile = _one_tile(0.8 + 0.35 * len(values))
     drawn = tile.barh(list(values.index), values.to_numpy(), color=BLUE)
     tile.bar_label(drawn, fmt="%.2f", padding=3)
     tile.axvline(reference, color="0.3", linewidth=1)
@@ -163,11 +206,19 @@ def bars(values: pd.Series, label: str, reference: float = 1.0) -> Figure:
 
 def _strips(table: pd.DataFrame, x: str, y: str, label: str, height: float, **colours) -> Figure:
     """Differences `x`, a strip `height` inches high for each `y`: a dot a row of the table, and a bar at their mean."""
-    figure, axes = _figure(WIDTH, 0.9 + height * table[y].nunique())
-    tile = axes[0, 0]
+    strips = table[y].nunique()
+    figure, tile = _one_tile(0.9 + height * strips)
     shared = {"x": x, "y": y, "ax": tile} | colours
     sns.stripplot(table, **shared, jitter=False, size=7, alpha=0.6)
-    sns.pointplot(table, **shared, errorbar=None, marker="|", markersize=18, markeredgewidth=3, linestyle="none")
+    sns.pointplot(
+        table,
+        **shared,
+        errorbar=None,
+        marker="|",
+        markersize=18,
+        markeredgewidth=3,
+        linestyle="none",
+    )
     tile.axvline(0, color="0.3", linewidth=1)
     tile.set(xlabel=label, ylabel="")
     return figure
@@ -177,20 +228,37 @@ def _strips(table: pd.DataFrame, x: str, y: str, label: str, height: float, **co
 
 
 @plt.rc_context(STYLE)
-def attention_grid(images: Tensor, attention: Tensor, boxes: Tensor | None = None, titles: Sequence = ()) -> Figure:
+def attention_grid(
+    images: Tensor,
+    attention: Tensor,
+    boxes: Tensor | None = None,
+    titles: Sequence[str] = (),
+) -> Figure:
     """Images uint8 (N, 3, H, W) above the same under their attention (N, 1, Ho, Wo); boxes (N, 4) inclusive pixels."""
-    figure, axes = _figure(WIDTH, 0.9 + 15 / len(images), 2, len(images))
+    count = len(images)
+    figure, axes = _figure(WIDTH, 0.9 + 15 / count, 2, count)
+    size = images.shape[2:]
     most = float(attention.max())
     for i, (top, bottom) in enumerate(axes.T):
         box = None if boxes is None else boxes[i]
+        title = titles[i] if len(titles) else ""
         _draw(top, images[i], box)
-        top.set_title(titles[i] if len(titles) else "", size=9)
+        top.set_title(title, size=9)
 
-        _draw(bottom, images[i].float().mean(dim=0), box, cmap="gray")
-        cover = 0.3 + 0.7 * attention[i, 0] / most
-        style = {"vmin": 0, "vmax": most, "alpha": cover.numpy()}
-        shown = _draw(bottom, attention[i, 0], box, images.shape[2:], **style)
-    figure.colorbar(shown, ax=axes, label="attention per cell", location="bottom", shrink=0.4, aspect=30)
+        grey = images[i].float().mean(dim=0)
+        values = attention[i, 0]
+        cover = 0.3 + 0.7 * values / most
+        _draw(bottom, grey, box, cmap="gray")
+        shown = _draw(bottom, values, box, size, vmin=0, vmax=most, alpha=cover.numpy())
+
+    figure.colorbar(
+        shown,
+        ax=axes,
+        label="attention per cell",
+        location="bottom",
+        shrink=0.4,
+        aspect=30,
+    )
     return figure
 
 
@@ -214,20 +282,41 @@ def gallery(rows: Mapping[str, Sequence[tuple]]) -> Figure:
     Each picture in its colours, dark where its map is weak; white is the true box, orange the one found.
     """
     columns = max(4, *map(len, rows.values()))
-    figure, axes = _figure(WIDTH, len(rows) * (0.3 + WIDTH / columns), len(rows), columns)
+    height = 0.3 + WIDTH / columns
+    figure, axes = _figure(WIDTH, len(rows) * height, len(rows), columns)
     for tile in axes.flat:
         tile.set_axis_off()
-    for line, (name, tiles) in zip(axes, rows.items(), strict=True):
-        for tile, (image, values, truth, found, title) in zip(line, tiles, strict=False):
+
+    for line, (name, pictures) in zip(axes, rows.items(), strict=True):
+        for tile, picture in zip(line, pictures, strict=False):
+            image, values, truth, found, title = picture
             _draw_lit(tile, image, values, truth)
             _outline(tile, found, ORANGE)
             tile.set_title(title, size=9)
-        line[0].text(-0.1, 0.5, name, transform=line[0].transAxes, rotation=90, ha="center", va="center")
+        _name_row(line[0], name)
     return figure
 
 
+def _name_row(first: Axes, name: str) -> None:
+    """Write a row's name upwards, left of its first tile."""
+    first.text(
+        -0.1,
+        0.5,
+        name,
+        transform=first.transAxes,
+        rotation=90,
+        ha="center",
+        va="center",
+    )
+
+
 @plt.rc_context(STYLE)
-def pair_rows(images: Tensor, boxes: Tensor, groups: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> Figure:
+def pair_rows(
+    images: Tensor,
+    boxes: Tensor,
+    groups: Sequence[Mapping[str, Tensor]],
+    names: Sequence[str],
+) -> Figure:
     """CutMix-ed images uint8 (N, 3, H, W), a row each under its name, and over them their maps (N, h, w) by title.
 
     boxes (N, 4): the patches, inclusive pixels, outlined everywhere. Each picture in its colours, dark where a map is
@@ -236,12 +325,13 @@ def pair_rows(images: Tensor, boxes: Tensor, groups: Sequence[Mapping[str, Tenso
     titles = [""]  # the row's name stands over the mixed image
     for group in groups:
         titles += group
-    figure, axes = _figure(WIDTH, len(images) * (0.45 + WIDTH / len(titles)), len(images), len(titles))
+    height = 0.45 + WIDTH / len(titles)
+    figure, axes = _figure(WIDTH, len(images) * height, len(images), len(titles))
     for i, (first, *tiles) in enumerate(axes):
         _draw(first, images[i], boxes[i])
         for group in groups:
             maps = [values[i] for values in group.values()]
-            most = max(float(values.max()) for values in maps)
+            most = float(max(values.max() for values in maps))
             for tile, values in zip(tiles, maps, strict=False):
                 _draw_lit(tile, images[i], values, boxes[i], most)
             tiles = tiles[len(group) :]
@@ -253,13 +343,23 @@ def pair_rows(images: Tensor, boxes: Tensor, groups: Sequence[Mapping[str, Tenso
     return figure
 
 
-def _draw_lit(tile: Axes, image: Tensor, values: Tensor, box: Tensor | None, most: float | None = None) -> None:
+def _draw_lit(
+    tile: Axes,
+    image: Tensor,
+    values: Tensor,
+    box: Tensor | None,
+    most: float | None = None,
+) -> None:
     """An image in its colours under a dark cover, which a map (H, W) takes away: all of it where it reaches `most`."""
-    most = float(values.max()) if most is None else most
+    if most is None:
+        most = float(values.max())
     strength = values.float().clamp(min=0) / max(most, 1e-30)
-    _draw(tile, image, box)
     cover = COVER * (1 - strength.clamp(max=1))
-    _draw(tile, torch.zeros_like(cover), None, image.shape[1:], cmap="gray", vmin=0, vmax=1, alpha=cover.numpy())
+    black = torch.zeros_like(cover)
+
+    _draw(tile, image, box)
+    size = image.shape[1:]
+    _draw(tile, black, None, size, cmap="gray", vmin=0, vmax=1, alpha=cover.numpy())
 
 
 # --- curves over thresholds and areas ---------------------------------------------------------------------------------
@@ -271,20 +371,22 @@ def threshold_curves(lines: Mapping[str, tuple[Sequence, Sequence]], references:
 
     references: level lines, at most two: what looks at nothing.
     """
-    figure, axes = _figure(WIDTH, 3.6 + 0.11 * len(lines))
-    tile = axes[0, 0]
+    figure, tile = _one_tile(3.6 + 0.11 * len(lines))
     kinds = cycle(["-", "--", "-."])
-    for (name, (thresholds, values)), colour in zip(
-        lines.items(), cycle(sns.color_palette("colorblind")), strict=False
-    ):
-        tile.plot(thresholds, values, label=name, color=colour, linestyle=next(kinds))
-    for (name, value), dots in zip(references.items(), [(0, (1, 1)), (0, (1, 4))], strict=False):
-        tile.axhline(value, color="black", linestyle=dots, linewidth=1.5, label=name)
+    highest = max(references.values(), default=0.0)
+    for name, colour, kind in zip(lines, _colours(), kinds, strict=False):
+        thresholds, values = lines[name]
+        highest = max(highest, *values)
+        tile.plot(thresholds, values, label=name, color=colour, linestyle=kind)
 
-    heights = [max(values) for _, values in lines.values()]
-    top = 1.05 * max([*heights, *references.values()])
-    tile.set(xlabel="threshold, as a share of the map's maximum", ylabel="images with IoU ≥ 0.5 (%)")
-    tile.set(xlim=(0, 1), ylim=(0, top))
+    close = (0, (1, 1))
+    wide = (0, (1, 4))
+    for name, dots in zip(references, (close, wide), strict=False):
+        tile.axhline(references[name], color="black", linestyle=dots, linewidth=1.5, label=name)
+
+    tile.set_xlabel("threshold, as a share of the map's maximum")
+    tile.set_ylabel("images with IoU ≥ 0.5 (%)")
+    tile.set(xlim=(0, 1), ylim=(0, 1.05 * highest))
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
@@ -295,23 +397,60 @@ def share_curves(table: pd.DataFrame) -> Figure:
 
     Dots are means over ninths of the areas 5 to 95 %, their bars 95 % bootstrap intervals, bands the middle half.
     """
-    ninth = ((100 * table.area - 5) // 10).clip(0, 8)
-    table = table.assign(area=10 * ninth + 10, value=100 * table.value)
+    ninth = (100 * table.area - 5) // 10
+    middle = 10 * ninth.clip(0, 8) + 10
+    table = table.assign(area=middle, value=100 * table.value)
     there = set(table.reading)
-    shared = {"x": "area", "y": "value", "hue": "reading", "palette": READINGS}
-    shared["hue_order"] = [reading for reading in READINGS if reading in there]
-    grid = sns.relplot(table, **shared, col="panel", kind="line", errorbar=("pi", 50), height=3.3, aspect=0.82)
+    shared = {
+        "x": "area",
+        "y": "value",
+        "hue": "reading",
+        "palette": READINGS,
+        "hue_order": [reading for reading in READINGS if reading in there],
+    }
+    grid = sns.relplot(
+        table,
+        **shared,
+        col="panel",
+        kind="line",
+        errorbar=("pi", 50),
+        height=3.3,
+        aspect=0.82,
+    )
 
-    dots = {"marker": "o", "markersize": 4, "linestyle": "", "legend": False}
-    dots |= {"errorbar": ("ci", 95), "err_style": "bars", "n_boot": 200, "seed": 0}
-    for (panel, part), tile in zip(table.groupby("panel", sort=False), grid.axes.flat, strict=True):
-        sns.lineplot(part, **shared, **dots, ax=tile)
+    panels = table.groupby("panel", sort=False)
+    for (panel, part), tile in zip(panels, grid.axes.flat, strict=True):
+        _draw_means(tile, part, shared)
         tile.plot([0, 100], [0, 100], color="0.4", linestyle="--", linewidth=1)
         tile.set(title=panel, xlim=(0, 100), ylim=(0, 100), aspect="equal")
+
     grid.set_axis_labels("area (% of the image)", "share (%)")
-    sns.move_legend(grid, "lower center", ncol=3, title="", bbox_to_anchor=(0.45, 0.98))
+    sns.move_legend(
+        grid,
+        "lower center",
+        ncol=3,
+        title="",
+        bbox_to_anchor=(0.45, 0.98),
+    )
     plt.close(grid.figure)
     return grid.figure
+
+
+def _draw_means(tile: Axes, table: pd.DataFrame, shared: dict) -> None:
+    """Dots at the means of each area, with their bootstrap intervals."""
+    sns.lineplot(
+        table,
+        **shared,
+        ax=tile,
+        marker="o",
+        markersize=4,
+        linestyle="",
+        legend=False,
+        errorbar=("ci", 95),
+        err_style="bars",
+        n_boot=200,
+        seed=0,
+    )
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -319,38 +458,80 @@ def share_curves(table: pd.DataFrame) -> Figure:
 
 def save(figure: Figure, results: str | Path, name: str) -> None:
     """Write <results>/figures/<name>.svg and .png, the same bytes for the same figure."""
-    for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+    folder = resolve(results) / "figures"
+    changing = {"svg": "Date", "png": "Software"}  # what a file would have of the day and of the machine
+    for kind, field in changing.items():
         file = io.BytesIO()
         with plt.rc_context(STYLE):
-            figure.savefig(file, format=kind, metadata=metadata, bbox_inches="tight")
-        write_whole(resolve(results) / "figures" / f"{name}.{kind}", file.getvalue())
+            figure.savefig(file, format=kind, metadata={field: None}, bbox_inches="tight")
+        write_whole(folder / f"{name}.{kind}", file.getvalue())
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1):
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
     """A figure and its axes (rows, columns); closed for pyplot, so that a notebook shows it once, as a cell's value."""
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(width, height),
+        squeeze=False,
+        layout="constrained",
+    )
     plt.close(figure)
     return figure, axes
 
 
-def _draw(tile: Axes, values: Tensor, box: Tensor | None, size: Sequence[int] = (), **style) -> AxesImage:
+def _one_tile(height: float) -> tuple[Figure, Axes]:
+    """A figure of the full width with one pair of axes."""
+    figure, axes = _figure(WIDTH, height)
+    return figure, axes[0, 0]
+
+
+def _colours() -> Iterator[tuple[float, ...]]:
+    """Colours for lines without end, from the beginning again after the last."""
+    return cycle(sns.color_palette("colorblind"))
+
+
+def _draw(
+    tile: Axes,
+    values: Tensor,
+    box: Tensor | None,
+    size: Sequence[int] = (),
+    cmap: str = "viridis",
+    **style,
+) -> AxesImage:
     """An image (3, H, W), or a map (H, W) stretched over `size` pixels, with its box."""
     height, width = size or values.shape[-2:]
-    pixels = values.permute(1, 2, 0) if values.ndim == 3 else values
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    style = {"cmap": "viridis"} | style
+    pixels = values
+    if values.ndim == 3:
+        pixels = values.permute(1, 2, 0)
+
     tile.set_axis_off()
     _outline(tile, box, "white")
-    return tile.imshow(pixels.numpy(), interpolation="none", extent=extent, **style)
+    return tile.imshow(
+        pixels.numpy(),
+        interpolation="none",
+        extent=extent,
+        cmap=cmap,
+        **style,
+    )
 
 
 def _outline(tile: Axes, box: Tensor | Sequence[int] | None, colour: str) -> None:
     """Draw a box (4,) or several (M, 4), both ends inclusive pixels, if there are any; rows of -1 count for nothing."""
     if box is None:
         return
-    effects = [withStroke(linewidth=2.5, foreground="black")]
-    for x0, y0, x1, y1 in torch.as_tensor(box).reshape(-1, 4).tolist():
+    boxes = torch.as_tensor(box).reshape(-1, 4)
+    for x0, y0, x1, y1 in boxes.tolist():
         if x0 < 0:
             continue
-        corner, extents = (x0 - 0.5, y0 - 0.5), (x1 - x0 + 1, y1 - y0 + 1)
-        tile.add_patch(Rectangle(corner, *extents, fill=False, edgecolor=colour, linewidth=1, path_effects=effects))
+        outline = Rectangle(
+            (x0 - 0.5, y0 - 0.5),
+            width=x1 - x0 + 1,
+            height=y1 - y0 + 1,
+            fill=False,
+            edgecolor=colour,
+            linewidth=1,
+            path_effects=[withStroke(linewidth=2.5, foreground="black")],
+        )
+        tile.add_patch(outline)
