@@ -20,6 +20,14 @@ from saol_lib.layers import Outputs
 from saol_lib.localization import largest_box, mass_inside, raw_maps, stretch
 
 OVERLAYS = {"attention": "A", "spatial": "Yₖ", "saol": "A·Yₖ", "mask": "Mask", "cam": "CAM", "grad_cam": "Grad-CAM"}
+IN_WORDS = {
+    "attention": "where it looks",
+    "spatial": "what each place says",
+    "saol": "together",
+    "mask": "what looks pasted",
+    "cam": "GAP-FC's map",
+    "grad_cam": "GAP-FC's gradient",
+}
 UNKNOWN = "unknown"
 
 
@@ -357,7 +365,7 @@ class Lens:
         """Both answers and the true shares in one line, the two largest of each."""
         told = self.numbers(state)
         k = self.classes[told["k"]]
-        parts = [f"k = {k}"]
+        parts = [f"maps for “{k}”"]
         for title, layer in (("SAOL", "saol"), ("GAP-FC", "gap")):
             if told[layer]:
                 largest = _largest(told[layer], self.classes)
@@ -374,11 +382,12 @@ class Lens:
         from saol_lib.evidence.figures import panels  # slow to load, and for exports alone
 
         mixed, _ = self.mixed(state.scene)
-        tiles = {"mixed": mixed}
+        seen = "what the network sees"
+        tiles = {seen: mixed}
         boxes = {}
         x0, y0, x1, y1 = state.box
         if x1 > x0 and y1 > y0:
-            boxes["mixed"] = torch.tensor([x0, y0, x1 - 1, y1 - 1])
+            boxes[seen] = torch.tensor([x0, y0, x1 - 1, y1 - 1])
 
         told = self.numbers(state)
         if state.overlay != "none":
@@ -393,7 +402,8 @@ class Lens:
         parts = own or self.overlays[1:]
         maps = {}
         for name in parts:
-            maps[OVERLAYS[name]] = self.map(state.scene, name, told["k"])
+            title = f"{OVERLAYS[name]}: {IN_WORDS[name]}"
+            maps[title] = self.map(state.scene, name, told["k"])
 
         figure = panels(tiles | maps, boxes)
         map_tiles = figure.axes[len(tiles) :]
@@ -429,7 +439,7 @@ def _largest(shares: Sequence[float], names: Sequence[str], above: float = -1) -
     """The two largest shares in words; above: only what is larger."""
     pairs = zip(shares, names, strict=True)
     ranked = sorted(pairs, reverse=True)
-    told = [f"{name} {share:.0%}" for share, name in ranked[:2] if share > above]
+    told = [f"{name} {100 * share:.0f} %" for share, name in ranked[:2] if share > above]
     return ", ".join(told)
 
 

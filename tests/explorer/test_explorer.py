@@ -145,10 +145,10 @@ def test_a_picture_of_unknown_class_is_called_unknown_everywhere(widget):
     state = widget.state
     area = (state.box[2] - state.box[0]) * (state.box[3] - state.box[1]) / 1024
     assert widget.numbers["unknown"] == pytest.approx(1 - area)
-    told = f"true shares of the area: unknown {1 - area:.0%}, {SCENES.labels[1]} {area:.0%}"
+    told = f"true shares of the area: unknown {100 - 100 * area:.0f} %, {SCENES.labels[1]} {100 * area:.0f} %"
     assert lens.summary(state).endswith(told) and widget.render(state).get_suptitle().endswith(told)
     ask(widget, box=[0, 0, 0, 0])
-    assert lens.summary(widget.state).endswith("true shares of the area: unknown 100%")
+    assert lens.summary(widget.state).endswith("true shares of the area: unknown 100 %")
     ask(widget, base=0)
     assert widget.numbers["unknown"] == 0 and "unknown" not in lens.summary(widget.state)
 
@@ -352,7 +352,8 @@ def test_figures_are_drawn_from_the_state_alone(widget):
     assert widget.file("svg") == widget.file("svg") and widget.file("png").startswith(b"\x89PNG")
     figure = widget.render(State(box=BOX, k=3, overlay="none", colours="cividis", scale="shared"))
     assert widget.state == before
-    maps = [tile.images[0] for tile in figure.axes if tile.images and tile.get_title() in ("A", "Yₖ", "A·Yₖ")]
+    titles = ("A: where it looks", "Yₖ: what each place says", "A·Yₖ: together")
+    maps = [tile.images[0] for tile in figure.axes if tile.images and tile.get_title() in titles]
     lens = widget.lenses["model"]
     for shown, name in zip(maps, ("attention", "spatial", "saol"), strict=True):
         assert (
@@ -360,7 +361,7 @@ def test_figures_are_drawn_from_the_state_alone(widget):
             and shown.get_cmap().name == "cividis"
         )
         assert shown.get_clim() == pytest.approx(lens.limits(State(box=BOX, k=3, scale="shared"), name))
-    assert "k = 3" in figure.get_suptitle() and "SAOL: " in figure.get_suptitle()
+    assert "maps for “3”" in figure.get_suptitle() and "SAOL: " in figure.get_suptitle()
 
 
 # --- uploads ---------------------------------------------------------------------------------------------------------
