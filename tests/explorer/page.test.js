@@ -162,6 +162,7 @@ test("sentences", () => {
   assert.equal(percent(0), "0 %");
   assert.equal(patchSentence([0, 0, 0, 9], SIZE, 0), "The patch is empty: nothing is pasted.");
   assert.match(patchSentence([0, 0, 16, 32], SIZE, null), /covers 50 % of the picture\.$/);
-  assert.equal(boxSentence({ box: null, iou: null }, "none"), "No box.");
+  assert.equal(boxSentence({ box: null, iou: null }, "none"), "No box: no map lies over the picture.");
+  assert.equal(boxSentence({ box: null, iou: null }, "attention"), "No box.");
   assert.match(boxSentence({ box: BOX, iou: 0.5 }, "mask"), /with the patch: 0\.50\.$/);
 });

@@ -13,9 +13,10 @@ export function Answers({ page }) {
   return html`<section class="answers" aria-label="What both output layers say">
     <h3>What both output layers say</h3>
     <p class="legend">
-      ${numbers.saol && html`<span class="key first"></span>SAOL`}
-      ${numbers.gap && html`<span class="key second"></span>GAP-FC`}
-      <span class="key third"></span>true share of the area
+      ${numbers.saol && html`<span><i class="key first"></i>SAOL</span>`}
+      ${numbers.gap && html`<span><i class="key second"></i>GAP-FC, the usual one</span>`}
+      <span><i class="key third"></i>true share of the area</span>
+      ${numbers.saol && numbers.gap && html`<span class="figures">SAOL | GAP-FC</span>`}
     </p>
     <div
       class="rows saol-rows"
@@ -31,7 +32,7 @@ export function Answers({ page }) {
         checked=${state.k === null}
         onChange=${(event) => page.choose({ k: event.target.checked ? null : numbers.k })}
       />
-      the maps follow the first class
+      maps of the strongest class (or click a row)
     </label>
     <p class="saol-patch-told">${patchSentence(state.box, setup.size, numbers.held)}</p>
     <p class="saol-true-told">

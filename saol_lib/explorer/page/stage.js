@@ -163,11 +163,15 @@ function Cell({ page, i, marked }) {
 function Legend({ page }) {
   const { state, shown, setup } = page;
   const limits = shown.tiles[state.overlay]?.limits;
-  if (!limits) return html`<div class="bar"><small>no map over the picture</small></div>`;
+  const { hint } = OVERLAYS[state.overlay];
+  if (!limits) return html`<div class="bar"><small>${hint}</small></div>`;
   return html`<div class="bar">
-    <small class="saol-low">${rounded(limits[0], limits[1])}</small>
-    <div class="ramp" style=${{ background: ramp(setup.palettes[state.colours]) }}></div>
-    <small>${rounded(limits[1], limits[1])}</small>
+    <small class="saol-hint">${hint}</small>
+    <div class="scale">
+      <small class="saol-low">${rounded(limits[0], limits[1])}</small>
+      <div class="ramp" style=${{ background: ramp(setup.palettes[state.colours]) }}></div>
+      <small>${rounded(limits[1], limits[1])}</small>
+    </div>
   </div>`;
 }
 

@@ -17,9 +17,10 @@ export const STEPS = [
   {
     title: "A: where it looks",
     overlay: "attention",
-    say: ({ cells }) =>
+    say: ({ cells, shown }) =>
       `SAOL spreads 100 % of attention over ${cells.attention.length} places. The brighter, the more: ` +
-      `${percent(Math.max(...cells.attention))} lie on a single one.`,
+      `${percent(Math.max(...cells.attention))} lie on a single one. ` +
+      `The orange box surrounds the bright places${shown.numbers.truth ? ", the dashed one the object" : ""}.`,
   },
   {
     title: "Y: what each place says",

@@ -70,10 +70,12 @@ export function patchSentence(box, size, held) {
 }
 
 export function boxSentence(numbers, overlay) {
+  if (overlay === "none") return "No box: no map lies over the picture.";
   if (!numbers.box) return "No box.";
-  if (numbers.iou === null) return "Box of the map; no true box of this class is here.";
+  const found = "Box above the threshold";
+  if (numbers.iou === null) return `${found}; no true box of this class is here.`;
   const truth = overlay === "mask" ? "the patch" : "the true box (dashed)";
-  return `Box of the map. Its overlap (IoU) with ${truth}: ${numbers.iou.toFixed(2)}.`;
+  return `${found}. Overlap (IoU) with ${truth}: ${numbers.iou.toFixed(2)}.`;
 }
 
 export function pieceSentence(cells, chosen) {
