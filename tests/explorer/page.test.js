@@ -146,7 +146,7 @@ test("the page shows the wish, but of another model only once Python has answere
 const NUMBERS = { k: 2, saol: [0.7, 0.2, 0.1], gap: [0.1, 0.8, 0.1], true: [0.25, 0, 0], unknown: 0.75 };
 
 test("an unknown true class is called unknown", () => {
-  assert.equal(trueShares(NUMBERS, ["cat", "dog", "truck"]), "unknown 75 %, “cat” 25 %");
+  assert.equal(trueShares(NUMBERS, ["cat", "dog", "truck"]), "unknown 75\u00a0%, “cat” 25\u00a0%");
 });
 
 test("classes are listed by the first layer's answer, k always among them", () => {
@@ -157,11 +157,11 @@ test("classes are listed by the first layer's answer, k always among them", () =
 });
 
 test("sentences", () => {
-  assert.equal(percent(0.0312), "3.1 %");
-  assert.equal(percent(0.5), "50 %");
-  assert.equal(percent(0), "0 %");
+  assert.equal(percent(0.0312), "3.1\u00a0%");
+  assert.equal(percent(0.5), "50\u00a0%");
+  assert.equal(percent(0), "0\u00a0%");
   assert.equal(patchSentence([0, 0, 0, 9], SIZE, 0), "The patch is empty: nothing is pasted.");
-  assert.match(patchSentence([0, 0, 16, 32], SIZE, null), /covers 50 % of the picture\.$/);
+  assert.match(patchSentence([0, 0, 16, 32], SIZE, null), /covers 50\u00a0% of the picture\.$/);
   assert.equal(boxSentence({ box: null, iou: null }, "none"), "No box: no map lies over the picture.");
   assert.equal(boxSentence({ box: null, iou: null }, "attention"), "No box.");
   assert.match(boxSentence({ box: BOX, iou: 0.5 }, "mask"), /with the patch: 0\.50\.$/);

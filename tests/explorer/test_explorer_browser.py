@@ -462,7 +462,7 @@ def test_the_answer_is_announced_politely(page, lens):
     saol, gap = (int(np.argmax(numbers[layer])) for layer in ("saol", "gap"))
     said = f"SAOL says “{saol}” with {percent(numbers['saol'][saol])}, GAP-FC says “{gap}” with"
     expect(region).to_contain_text(said)
-    row = page.locator(".saol-rows input").first.get_attribute("aria-label")
+    row = page.locator(".saol-rows input").first.get_attribute("aria-label").replace("\N{NO-BREAK SPACE}", " ")
     assert row.startswith(f"{saol}, SAOL {percent(numbers['saol'][saol])}, GAP-FC ")
 
 

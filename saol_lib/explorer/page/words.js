@@ -12,7 +12,7 @@ export const OVERLAYS = {
 
 export function percent(share) {
   const small = share > 0 && share < 0.0995;
-  return `${(100 * share).toFixed(small ? 1 : 0)} %`;
+  return `${(100 * share).toFixed(small ? 1 : 0)}\u00a0%`; // the sign never starts a line
 }
 
 export function className(classes, k) {
