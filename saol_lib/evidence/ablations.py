@@ -90,33 +90,50 @@ class Ablations:
         """A row a step, in percentage points: mean difference, its 95 % interval, pairs, and each seed's difference."""
         if not self.found:
             return NOT_RUN
-        rows = []
+        rows = {}
         for name, found in self.found.items():
-            interval = f"{found.low:+.1f} to {found.high:+.1f}" if found.n > 1 else "–"
-            each = ", ".join(f"{value:+.1f}" for value in found.differences)
-            rows.append((name, self.claims[name] or "–", f"{found.mean:+.2f}", interval, found.n, each))
-        columns = ["step", "claim", "mean", "95 % interval", "pairs", "each seed"]
-        return pd.DataFrame(rows, columns=columns).set_index("step")
+            interval = "–"
+            if found.n > 1:
+                interval = f"{found.low:+.1f} to {found.high:+.1f}"
+            each = [f"{value:+.1f}" for value in found.differences]
+            rows[name] = {
+                "claim": self.claims[name] or "–",
+                "mean": f"{found.mean:+.2f}",
+                "95 % interval": interval,
+                "pairs": found.n,
+                "each seed": ", ".join(each),
+            }
+        table = pd.DataFrame(list(rows.values()), index=list(rows))
+        return table.rename_axis("step")
 
     def figure(self) -> Figure | str:
         """A row a step, a dot a seed, a bar for the mean."""
         if not self.found:
             return NOT_RUN
-        differences = {name: dict(zip(c.seeds, c.differences, strict=True)) for name, c in self.found.items()}
+        differences = {}
+        for name, found in self.found.items():
+            pairs = zip(found.seeds, found.differences, strict=True)
+            differences[name] = dict(pairs)
         return figures.effects(pd.DataFrame(differences).T)
 
     def not_run(self) -> str:
         """The steps that have no runs here."""
-        return f"Not run here: {'; '.join(self.missing)}." if self.missing else "Every step has run."
+        if not self.missing:
+            return "Every step has run."
+        return f"Not run here: {'; '.join(self.missing)}."
 
     @property
     def spread(self) -> float | None:
         """The pooled standard deviation of a paired difference, points; None where no step has two pairs."""
-        squares = [(c.spread**2, c.n - 1) for c in self.found.values() if c.n > 1]
-        if not squares:
+        squares = 0.0
+        degrees = 0
+        for found in self.found.values():
+            if found.n > 1:
+                squares += found.spread**2 * (found.n - 1)
+                degrees += found.n - 1
+        if not degrees:
             return None
-        degrees = sum(degree for _, degree in squares)
-        return (sum(square * degree for square, degree in squares) / degrees) ** 0.5
+        return (squares / degrees) ** 0.5
 
     def noise(self) -> str:
         """The spread in words."""
@@ -128,38 +145,60 @@ class Ablations:
         """How many paired seeds tell 0 from an effect (points), at the pooled spread of a difference."""
         if self.spread is None:
             return NOT_RUN
-        rows = [(effect, seeds_to_decide(self.spread, effect, LEVEL)) for effect in effects]
-        table = pd.DataFrame(rows, columns=["effect (points)", "paired seeds"])
-        return table.set_index("effect (points)")
+        rows = []
+        for effect in effects:
+            seeds = seeds_to_decide(self.spread, effect, LEVEL)
+            rows.append({"effect (points)": effect, "paired seeds": seeds})
+        return pd.DataFrame(rows).set_index("effect (points)")
 
     def in_words(self, *names: str) -> str:
         """Some steps as one line, in percentage points; those that have not run are left out."""
-        told = [f"{name}: {self.found[name].mean:+.1f}" for name in names if name in self.found]
-        return f"{'; '.join(told)} (percentage points)" if told else "not run yet"
+        there = [name for name in names if name in self.found]
+        if not there:
+            return "not run yet"
+        told = [f"{name}: {self.found[name].mean:+.1f}" for name in there]
+        return f"{'; '.join(told)} (percentage points)"
 
 
 def _usual(runs: Sequence[Run]) -> dict:
     """The value of each option that most of the runs with a SAOL have."""
+    with_saol = [run for run in runs if "saol" in ARMS[run.config["arm"]].heads]
+    if not with_saol:
+        return {name: getattr(RunConfig, name) for name in OPTIONS}
+
     values = {}
     for name in OPTIONS:
-        counts = Counter(_option(run, name) for run in runs if "saol" in ARMS[run.config["arm"]].heads)
-        values[name] = counts.most_common(1)[0][0] if counts else getattr(RunConfig, name)
+        counts = Counter(_option(run, name) for run in with_saol)
+        values[name] = max(counts, key=counts.get)
     return values
 
 
 def _option(run: Run, name: str) -> object:
-    return run.config.get(name, getattr(RunConfig, name))
+    default = getattr(RunConfig, name)
+    return run.config.get(name, default)
 
 
 def _compared(step: Step, runs: Sequence[Run], usual: Mapping) -> Comparison | None:
     """a - b over the seeds that both have; None where they share none, or where a and b are the same runs."""
     a = _of_side(step.a, runs, usual)
     b = _of_side(step.b, runs, usual)
-    shared = {run.config["seed"] for run in a} & {run.config["seed"] for run in b}
-    a, b = ([run for run in side if run.config["seed"] in shared] for side in (a, b))
-    if not shared or (a == b and step.a.layer == step.b.layer):
+    shared = _seeds(a) & _seeds(b)
+    a = [run for run in a if run.config["seed"] in shared]
+    b = [run for run in b if run.config["seed"] in shared]
+    same = a == b and step.a.layer == step.b.layer
+    if not shared or same:
         return None
-    return compare(a, b, _metric(step.a), _metric(step.b), varies=("lr", *OPTIONS))
+    return compare(
+        a,
+        b,
+        _metric(step.a),
+        _metric(step.b),
+        varies=("lr", *OPTIONS),
+    )
+
+
+def _seeds(runs: Sequence[Run]) -> set[int]:
+    return {run.config["seed"] for run in runs}
 
 
 def _metric(side: Side) -> str:
@@ -190,15 +229,23 @@ def _fits(run: Run, side: Side, usual: Mapping) -> bool:
 
 def planned(profile: str | None, name: str = "study") -> tuple[list[RunConfig], str]:
     """The runs that notebooks/profiles/<profile>/<name>.yaml names, and their folder; none where there is no file."""
-    path = ROOT / "notebooks" / "profiles" / str(profile) / f"{name}.yaml"
-    return read_runs(path) if path.exists() else ([], "")
+    profiles = ROOT / "notebooks" / "profiles"
+    path = profiles / str(profile) / f"{name}.yaml"
+    if not path.exists():
+        return [], ""
+    return read_runs(path)
 
 
 def finished(profile: str, name: str = "study") -> list[Run]:
     """Those of the `planned` runs that are finished; their data are not looked at."""
     configs, results = planned(profile, name)
-    runs = [load_finished(resolve(results), run_id(config.identity())) for config in configs]
+    runs = [_finished_run(config, resolve(results)) for config in configs]
     return [run for run in runs if run is not None]
+
+
+def _finished_run(config: RunConfig, results: Path) -> Run | None:
+    name = run_id(config.identity())
+    return load_finished(results, name)
 
 
 def progress(configs: Sequence[RunConfig], results: str | Path) -> pd.DataFrame | str:
@@ -210,9 +257,13 @@ def progress(configs: Sequence[RunConfig], results: str | Path) -> pd.DataFrame 
     if not configs:
         return "*No further runs belong to this profile.*"
     rows = [_progress_row(config, resolve(results)) for config in configs]
-    told = pd.DataFrame([setting(config.identity()) for config in configs]).drop(columns=["arm", "seed"])
-    varying = [name for name in told if told[name].astype(str).nunique() > 1] or ["dataset"]
-    table = pd.concat([told[varying].astype(str), pd.DataFrame(rows)], axis=1)
+    settings = [setting(config.identity()) for config in configs]
+    told = pd.DataFrame(settings).drop(columns=["arm", "seed"])
+    told = told.astype(str)
+
+    varying = [name for name in told if told[name].nunique() > 1]
+    varying = varying or ["dataset"]
+    table = pd.concat([told[varying], pd.DataFrame(rows)], axis=1)
 
     lines = {}
     for key, part in table.groupby(varying, sort=False):
@@ -222,23 +273,34 @@ def progress(configs: Sequence[RunConfig], results: str | Path) -> pd.DataFrame 
 
 
 def _progress_row(config: RunConfig, results: Path) -> dict:
-    run = load_finished(results, run_id(config.identity()))
+    run = _finished_run(config, results)
     metrics = run.metrics if run else {}
-    scores = {layer: metrics.get(f"top1_{layer}_last") for layer in LAYERS}
-    return {"arm": config.arm, "seed": config.seed, "finished": run is not None} | scores
+    row = {"arm": config.arm, "seed": config.seed, "finished": run is not None}
+    for layer in LAYERS:
+        row[layer] = metrics.get(f"top1_{layer}_last")
+    return row
 
 
 def _progress_line(part: pd.DataFrame) -> dict:
-    line = {"runs": f"{int(part.finished.sum())} of {len(part)}"}
+    finished = int(part.finished.sum())
+    line = {"runs": f"{finished} of {len(part)}"}
     for arm, own in part.groupby("arm", sort=False):
-        name = FAMILIES[arm.replace("_cutmix", "")] + (f" {REGIMES[1]}" if "cutmix" in arm else "")
+        name = FAMILIES[arm.replace("_cutmix", "")]
+        if "cutmix" in arm:
+            name = f"{name} {REGIMES[1]}"
         for layer, label in LAYERS.items():
             if layer in ARMS[arm].heads:
-                scores = own[layer].dropna().astype(float)
-                line[f"{name}, {label}"] = f"{scores.mean():.1f}" if len(scores) else "not run yet"
+                line[f"{name}, {label}"] = _mean(own[layer], ".1f")
 
     by_arm = part.set_index(["arm", "seed"]).gap
     if {"gap_fc", "gap_fc_cutmix"} <= set(part.arm):
-        gains = (by_arm["gap_fc_cutmix"] - by_arm["gap_fc"]).dropna().astype(float)
-        line["CutMix gains"] = f"{gains.mean():+.1f}" if len(gains) else "not run yet"
+        gains = by_arm["gap_fc_cutmix"] - by_arm["gap_fc"]
+        line["CutMix gains"] = _mean(gains, "+.1f")
     return line
+
+
+def _mean(values: pd.Series, spec: str) -> str:
+    there = values.dropna().astype(float)
+    if there.empty:
+        return "not run yet"
+    return f"{there.mean():{spec}}"
