@@ -254,6 +254,8 @@ def progress(configs: Sequence[RunConfig], results: str | Path) -> pd.DataFrame 
     A setting is named by the fields in which it differs from another. `CutMix gains`: GAP-FC with CutMix minus GAP-FC,
     points, over the seeds that both have. Cells of runs that are not finished say so.
     """
+    if not configs and results:
+        return "*What is planned waits for values that are still to be chosen; nothing of it has run.*"
     if not configs:
         return "*No further runs belong to this profile.*"
     rows = [_progress_row(config, resolve(results)) for config in configs]

@@ -193,6 +193,36 @@ def cost_against_accuracy(runs: Sequence[Run]) -> Figure:
 
 
 @plt.rc_context(STYLE)
+def reliability(table: pd.DataFrame) -> Figure:
+    """Accuracy by confidence (percent), a line an arm and layer of `beyond.reliability_table`, a panel a layer.
+
+    On the dashed line confidence is what it says; above it a network is too modest, below it too sure.
+    """
+    grid = sns.relplot(
+        table,
+        kind="line",
+        x="confidence",
+        y="accuracy",
+        col="layer",
+        hue="trained as",
+        style="regime",
+        style_order=list(REGIMES[::-1]),
+        palette=COLOURS,
+        marker="o",
+        markersize=5,
+        height=3.4,
+        aspect=0.85,
+    )
+    grid.set_titles("{col_name} read")
+    grid.set_axis_labels("confidence (%)", "accuracy (%)")
+    for tile in grid.axes.flat:
+        tile.plot([0, 100], [0, 100], color="0.4", linestyle="--", linewidth=1)
+        tile.set(xlim=(0, 100), ylim=(0, 100))
+    plt.close(grid.figure)
+    return grid.figure
+
+
+@plt.rc_context(STYLE)
 def bars(values: pd.Series, label: str, reference: float = 1.0) -> Figure:
     """One horizontal bar an entry with its number, and a line at the reference; label: the quantity and its unit."""
     figure, tile = _one_tile(0.8 + 0.35 * len(values))

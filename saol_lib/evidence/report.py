@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from saol_lib.evidence import figures, readme
+from saol_lib.evidence import beyond, figures, readme
 from saol_lib.evidence.tables import NOT_RUN, effects_table, glossary
 from saol_lib.training.runs import RESULTS, ROOT, Run, load_runs, write_whole
 
@@ -91,9 +91,29 @@ class Report:
     def cost_against_accuracy(self) -> Figure | str:
         return self._of_main_family(figures.cost_against_accuracy)
 
-    def _of_main_family(self, draw) -> Figure | str:
-        runs = [run for run in load_runs(self.results / "study") if run.config["backbone"] == MAIN]
+    def calibration(self) -> pd.DataFrame | str:
+        """The calibration error of every layer, and how often two layers agree."""
+        return self._of_main_family(beyond.calibration)
+
+    def reliability(self) -> Figure | str:
+        """Accuracy by confidence, of the arms of `beyond.SHOWN`."""
+        table = beyond.reliability_table(self._main_family())
+        return NOT_RUN if table.empty else figures.reliability(table)
+
+    def both_layers(self) -> pd.DataFrame | str:
+        """What averaging both layers' distributions at test time gives."""
+        return self._of_main_family(beyond.both_layers)
+
+    def cam_of_taught(self) -> pd.DataFrame | str:
+        """The boxes of GAP-FC's own CAM with and without L_SD, from notebook 03's measures."""
+        return beyond.cam_of_taught(load_runs(self.results / "imagenet", "measures"))
+
+    def _of_main_family(self, draw) -> Figure | pd.DataFrame | str:
+        runs = self._main_family()
         return draw(runs) if runs else NOT_RUN
+
+    def _main_family(self) -> list[Run]:
+        return [run for run in load_runs(self.results / "study") if run.config["backbone"] == MAIN]
 
 
 def _seeds(plan) -> str:

@@ -1,0 +1,122 @@
+"""What runs tell beyond the paper: calibration, agreement, both layers averaged, and the CAM of a taught GAP-FC."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from saol_lib.evidence.statistics import compare
+from saol_lib.evidence.tables import FAMILIES, LAYERS, NOT_RUN, REGIMES, VARIANTS
+from saol_lib.training.config import ARMS, RunConfig
+from saol_lib.training.runs import Run
+
+SHOWN = ("gap_fc", "saol", "saol_sd", "gap_fc_cutmix", "saol_cutmix", "saol_cutmix_ss_sd")  # in the reliability figure
+FEWEST = 20  # images in a bin of the figure, over all seeds: fewer say nothing
+CAM = {"measure": "localization", "method": "cam", "enlarge": False, "start": None}
+OPTIONS = ("cutmix_schedule", *(name for name in VARIANTS if name not in ("lr", "separable")))
+NAMES = ["trained as", "", "layer read"]
+
+
+def calibration(runs: Sequence[Run]) -> pd.DataFrame | str:
+    """A row an arm, variant and layer, percent: expected calibration error (spread between seeds), agreement."""
+    rows = []
+    for key, part in _by_arm(runs):
+        for layer, label in LAYERS.items():
+            errors = _metric(part, f"ece_{layer}_last")
+            if errors:
+                both = _metric(part, "agreement_last")
+                agreement = f"{pd.Series(both).mean():.1f}" if both else "–"
+                rows.append((*key, label, _told(errors), agreement, len(errors)))
+    columns = [*NAMES, "calibration error", "layers agree", "seeds"]
+    return pd.DataFrame(rows, columns=columns).set_index(NAMES) if rows else NOT_RUN
+
+
+def both_layers(runs: Sequence[Run]) -> pd.DataFrame | str:
+    """A row an arm with two layers: top-1 (percent) of each and of their mean, and the mean's lead (points) by seed."""
+    rows = []
+    for key, part in _by_arm(runs):
+        means = _metric(part, "top1_mean_last")
+        if not means:
+            continue
+        gap, saol = (_metric(part, f"top1_{layer}_last") for layer in ("gap", "saol"))
+        lead = [mean - max(pair) for mean, *pair in zip(means, gap, saol, strict=True)]
+        each = ", ".join(f"{value:+.1f}" for value in lead)
+        rows.append((*key, *map(_told, (gap, saol, means)), f"{pd.Series(lead).mean():+.2f}", each))
+    columns = [*NAMES[:2], "GAP-FC", "SAOL", "both averaged", "above the better one", "each seed"]
+    return pd.DataFrame(rows, columns=columns).set_index(NAMES[:2]) if rows else NOT_RUN
+
+
+def cam_of_taught(measures: Sequence[Run]) -> pd.DataFrame | str:
+    """MaxBoxAccV2 (percent) of GAP-FC's own CAM: taught by SAOL, minus trained alone with CutMix, by seed."""
+    cams = [run for run in measures if all(run.config.get(name) == value for name, value in CAM.items())]
+    alone = {run.config["seed"]: run for run in cams if run.config["arm"] == "gap_fc_cutmix"}
+    with_sd = [run for run in cams if run.config["arm"] in ("saol_cutmix_sd", "saol_cutmix_ss_sd")]
+    rows = []
+    for key, part in _by_arm(with_sd):
+        pairs = [(run, alone[run.config["seed"]]) for run in part if run.config["seed"] in alone]
+        if not pairs:
+            continue
+        taught, others = zip(*pairs, strict=True)
+        found = compare(taught, others, "max_box_acc_v2", varies=("lr", "mask_source"))
+        interval = f"{found.low:+.1f} to {found.high:+.1f}" if found.n > 1 else "–"
+        rows.append((*key, f"{found.mean:+.2f}", interval, found.n))
+    columns = [*NAMES[:2], "taught − alone (points)", "95 % interval", "pairs"]
+    return pd.DataFrame(rows, columns=columns).set_index(NAMES[:2]) if rows else NOT_RUN
+
+
+def reliability_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row an arm of SHOWN, layer and bin: confidence and accuracy (percent), the bins of all seeds together."""
+    columns = ["trained as", "regime", "layer", "confidence", "accuracy"]
+    rows = []
+    for arm in SHOWN:
+        kept = [_bins(run) for run in runs if run.config["arm"] == arm and not _variant(run)]
+        for layer, label in LAYERS.items():
+            tables = [pd.DataFrame(bins[layer]) for bins in kept if layer in bins]
+            if not tables:
+                continue
+            total = sum(tables)
+            total = total[total.images >= FEWEST]
+            shares = 100 * total[["confidence", "right"]].div(total.images, axis=0)
+            names = FAMILIES[arm.replace("_cutmix", "")], REGIMES["cutmix" in arm], label
+            rows += [(*names, *pair) for pair in shares.itertuples(index=False)]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _bins(run: Run) -> dict:
+    """The last epoch's bins of each layer; none in a run's file of before they were kept."""
+    return run.epochs[-1].get("reliability", {}) if run.epochs else {}
+
+
+def _by_arm(runs: Sequence[Run]) -> list[tuple[tuple[str, str], list[Run]]]:
+    """The runs of each arm and variant, in words, by seed."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.config["seed"]):
+        arm = run.config["arm"]
+        family = FAMILIES[arm.replace("_cutmix", "")]
+        variant = _variant(run)
+        name = f"{family} ({variant})" if variant else family
+        groups.setdefault((name, REGIMES["cutmix" in arm]), []).append(run)
+    return sorted(groups.items())
+
+
+def _variant(run: Run) -> str:
+    """What a run with a SAOL has otherwise than by default, in words."""
+    if "saol" not in ARMS[run.config["arm"]].heads:
+        return ""
+    told = []
+    for name in OPTIONS:
+        default = getattr(RunConfig, name)
+        value = run.config.get(name, default)
+        if value != default:
+            told.append(f"{name} {value}")
+    return ", ".join(told)
+
+
+def _metric(runs: Sequence[Run], name: str) -> list[float]:
+    """What the runs that know this metric have of it: files of before it was counted do not."""
+    return [run.metrics[name] for run in runs if name in run.metrics]
+
+
+def _told(values: Sequence[float]) -> str:
+    """Mean and standard deviation between seeds."""
+    numbers = pd.Series(values)
+    return f"{numbers.mean():.1f} ± {numbers.std():.1f}" if len(numbers) > 1 else f"{numbers.mean():.1f}"

@@ -1,0 +1,153 @@
+"""How the pilot chose the regime and the learning rates of the study: its two rules, applied to what is finished."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from saol_lib.evidence.ablations import planned
+from saol_lib.evidence.tables import FAMILIES, LAYERS, REGIMES
+from saol_lib.training.config import RunConfig
+from saol_lib.training.files import ROOT
+from saol_lib.training.profiles import open_values
+from saol_lib.training.runs import load_finished, resolve, run_id
+
+ENOUGH = 1.0  # points that CutMix has to give GAP-FC, mean of all seeds
+READ = {  # the output layer that a family's claims read
+    "gap_fc": "gap",
+    "gap_fc_cutmix": "gap",
+    "saol": "saol",
+    "saol_cutmix": "saol",
+    "saol_sd": "gap",
+    "saol_cutmix_sd": "saol",
+}
+
+
+class Scores(NamedTuple):
+    """One arm's planned runs of one setting: top-1 (percent) by seed of those that are finished."""
+
+    planned: int
+    by_seed: dict[int, float]
+
+    @property
+    def complete(self) -> bool:
+        return len(self.by_seed) == self.planned
+
+    @property
+    def mean(self) -> float:
+        return sum(self.by_seed.values()) / len(self.by_seed)
+
+
+def regimes(profile: str = "pilot") -> pd.DataFrame | str:
+    """A row a regime, in the order of the rule: both arms' means (percent), and what CutMix gains (points) by seed."""
+    found = _regimes(profile)
+    if not found:
+        return _nothing(profile, "study")
+    rows = []
+    for (images, epochs), (plain, mixed) in found.items():
+        gains = _gains(plain, mixed)
+        each = ", ".join(f"{seed}: {gain:+.1f}" for seed, gain in gains.items()) or "–"
+        runs = f"{len(plain.by_seed) + len(mixed.by_seed)} of {plain.planned + mixed.planned}"
+        means = [f"{one.mean:.1f}" if one.by_seed else "–" for one in (plain, mixed)]
+        gain = f"{_mean(gains):+.2f}" if gains else "–"
+        rows.append((f"{images:,} × {epochs}", runs, *means, gain, each))
+    columns = ["images × epochs", "runs", "GAP-FC", "GAP-FC with CutMix", "CutMix gains", "each seed"]
+    return pd.DataFrame(rows, columns=columns).set_index(columns[0])
+
+
+def regime_chosen(profile: str = "pilot") -> str:
+    """What the rule says so far, in a sentence: the first regime in which CutMix gains enough, else the longest.
+
+    Empty where the profile chooses none.
+    """
+    found = _regimes(profile)
+    if not found:
+        return ""
+    for (images, epochs), (plain, mixed) in found.items():
+        name = f"{images:,} images × {epochs} epochs"
+        if not (plain.complete and mixed.complete):
+            return f"Not decided yet: runs of {name} are missing."
+        gain = _mean(_gains(plain, mixed))
+        if gain >= ENOUGH:
+            return f"The regime is **{name}**: the first in which CutMix gains GAP-FC at least a point ({gain:+.2f})."
+    return f"CutMix gains a point nowhere: the longest is taken, **{name}**, and no claim about CutMix can be tested."
+
+
+def rates(profile: str = "pilot") -> pd.DataFrame | str:
+    """A row a family of arms, a column a rate: mean top-1 (percent) of the layer that is read; * is the one chosen."""
+    found = _rates(profile)
+    if not found:
+        return _nothing(profile, "rates")
+    rows = {}
+    for arm, by_rate in found.items():
+        family = f"{FAMILIES[arm.replace('_cutmix', '')]} {REGIMES['cutmix' in arm]}, {LAYERS[READ[arm]]} read"
+        best = best_rate(by_rate)
+        cells = {rate: _cell(scores, rate == best) for rate, scores in by_rate.items()}
+        ends = (min(by_rate), max(by_rate))
+        cells["chosen"] = "not decided yet" if best is None else f"{best}" + (" (an edge)" if best in ends else "")
+        rows[family] = cells
+    return pd.DataFrame(rows).T.rename_axis("family")
+
+
+def best_rate(by_rate: dict[float, Scores]) -> float | None:
+    """The rate with the highest mean, of equal ones the lowest; None while a run is missing."""
+    if not all(scores.complete for scores in by_rate.values()):
+        return None
+    return max(sorted(by_rate), key=lambda rate: by_rate[rate].mean)
+
+
+def _cell(scores: Scores, is_best: bool) -> str:
+    if not scores.by_seed:
+        return "not run yet"
+    each = ", ".join(f"{value:.1f}" for _, value in sorted(scores.by_seed.items()))
+    return f"{scores.mean:.2f} ({each})" + (" *" if is_best else "")
+
+
+def _regimes(profile: str) -> dict[tuple[int, int], tuple[Scores, Scores]]:
+    configs, results = planned(profile, "study")
+    places = dict.fromkeys((config.train_images, config.epochs) for config in configs)
+    found = {}
+    for place in places:
+        own = [config for config in configs if (config.train_images, config.epochs) == place]
+        found[place] = tuple(
+            _scores([config for config in own if config.arm == arm], results) for arm in ("gap_fc", "gap_fc_cutmix")
+        )
+    return found
+
+
+def _rates(profile: str) -> dict[str, dict[float, Scores]]:
+    configs, results = planned(profile, "rates")
+    found = {}
+    for arm in READ:
+        own = [config for config in configs if config.arm == arm]
+        lrs = sorted({config.lr for config in own})
+        if lrs:
+            found[arm] = {lr: _scores([config for config in own if config.lr == lr], results) for lr in lrs}
+    return found
+
+
+def _scores(configs: Sequence[RunConfig], results: str) -> Scores:
+    found = {}
+    for config in configs:
+        run = load_finished(resolve(results), run_id(config.identity()))
+        if run is not None:
+            found[config.seed] = run.metrics[f"top1_{READ[config.arm]}_last"]
+    return Scores(len(configs), found)
+
+
+def _gains(plain: Scores, mixed: Scores) -> dict[int, float]:
+    seeds = sorted(plain.by_seed.keys() & mixed.by_seed.keys())
+    return {seed: mixed.by_seed[seed] - plain.by_seed[seed] for seed in seeds}
+
+
+def _mean(gains: dict[int, float]) -> float:
+    mean = sum(gains.values()) / len(gains)
+    return round(mean, 9)  # accuracies are decimals: a point is a point
+
+
+def _nothing(profile: str, name: str) -> str:
+    path = ROOT / "notebooks" / "profiles" / profile / f"{name}.yaml"
+    waiting = open_values(path) if path.exists() else ()
+    if waiting:
+        return f"*Still to be chosen before anything of it runs: {', '.join(sorted(waiting))}.*"
+    return "*This is chosen in the profile `pilot`.*"
