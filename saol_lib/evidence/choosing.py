@@ -1,6 +1,7 @@
 """How the pilot chose the regime and the learning rates of the study: its two rules, applied to what is finished."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -104,6 +105,8 @@ def _cell(scores: Scores, is_best: bool) -> str:
 
 
 def _regimes(profile: str) -> dict[tuple[int, int], tuple[Scores, Scores]]:
+    if not _file(profile, "rates").exists():  # another profile's study is no search for a regime
+        return {}
     configs, results = planned(profile, "study")
     places = dict.fromkeys((config.train_images, config.epochs) for config in configs)
     found = {}
@@ -146,8 +149,11 @@ def _mean(gains: dict[int, float]) -> float:
 
 
 def _nothing(profile: str, name: str) -> str:
-    path = ROOT / "notebooks" / "profiles" / profile / f"{name}.yaml"
-    waiting = open_values(path) if path.exists() else ()
+    waiting = open_values(_file(profile, name)) if _file(profile, "rates").exists() else ()
     if waiting:
         return f"*Still to be chosen before anything of it runs: {', '.join(sorted(waiting))}.*"
     return "*This is chosen in the profile `pilot`.*"
+
+
+def _file(profile: str, name: str) -> Path:
+    return ROOT / "notebooks" / "profiles" / profile / f"{name}.yaml"

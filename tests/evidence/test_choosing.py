@@ -69,6 +69,6 @@ def test_of_equal_rates_the_lowest_and_none_while_a_run_is_missing():
 
 
 def test_a_profile_without_such_files_says_where_it_is_chosen():
-    assert regimes("quick") == rates("quick") == "*This is chosen in the profile `pilot`.*"
+    assert regimes("cpu") == regimes("quick") == rates("quick") == "*This is chosen in the profile `pilot`.*"
     assert regime_chosen("quick") == ""
     assert ablations.planned("quick") == ([], "")
