@@ -17,7 +17,8 @@ NAMES = [  # digits that tell no quantity
     r"CVPR 2020",
     r"Python 3\.\d+",
     r"^#+ \d+\b",  # headings of notebooks
-    r"\[(?:[Nn]otebook )?\d\d\b",  # links to notebooks
+    r"\[\d\d\b",  # links to notebooks
+    r"[Nn]otebook \d\d\b",
     r"[Tt]op-1",
     r"MaxBoxAccV2",
     r"\b\d+x\d+\b",  # sizes of maps
@@ -27,6 +28,7 @@ SOURCES = {  # a phrase with a number: whether what it says is so
     "so ours have at least 40; with 40 classes or more nothing changes": default_logit_width(10) == 40,
     "the same arm with 40 and with\n> 10 channels": default_logit_width(10) == 40,
     "is 1 inside a random rectangle": True,  # what a mask is
+    "A patch of a 7 is pulled over a 3": True,  # what the film shows: digits by name
 }
 
 

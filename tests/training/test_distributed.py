@@ -483,6 +483,7 @@ def test_a_run_of_two_processes_has_the_numbers_of_one(tmp_path, monkeypatch):
     assert one.id == two.id and one.metrics == two.metrics and len(one.epochs) == 2
     for ours, theirs in zip(one.epochs, two.epochs, strict=True):
         assert ours.keys() == theirs.keys()
+        assert ours.pop("reliability", None) == theirs.pop("reliability", None)
         for name, value in ours.items():
             assert math.isclose(theirs[name], value, rel_tol=1e-12), name
 

@@ -795,7 +795,7 @@ def test_compiled_training_gives_the_same_numbers(tmp_path, arm):
 def test_one_plain_line_an_epoch(tmp_path, capsys):
     train(config("saol_sd"), tmp_path, progress=True)
     lines = capsys.readouterr().out.splitlines()
-    pattern = r"saol_sd seed 0 epoch (\d)/2: loss \d+\.\d{3} top1_gap \d+\.\d, top1_saol \d+\.\d"
+    pattern = r"saol_sd seed 0 epoch (\d)/2: loss \d+\.\d{3} top1_gap \d+\.\d, top1_saol \d+\.\d, top1_mean \d+\.\d"
     assert [re.fullmatch(pattern, line)[1] for line in lines] == ["1", "2"]
     go(tmp_path / "quiet", "saol_sd")
     assert capsys.readouterr().out == ""
