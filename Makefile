@@ -25,7 +25,8 @@ STUDY_FLAGS = $(if $(ONLY),--only "$(ONLY)") $(foreach one,$(SET),--set "$(one)"
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider
 NUMERIC = tests/test_layers.py tests/test_cutmix.py tests/test_losses.py tests/test_attach.py
-TWO = -n 2 --dist loadfile --no-loadscope-reorder
+# Three processes, since some tests wait for others more than they compute; files whole, in the order of conftest.py.
+THREE = -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup replicate test test-faults test-numeric test-browser lab explore study dryrun gpu-check claims report docs pictures refresh lint lint-js format check-venv
 
@@ -49,7 +50,7 @@ test: $(READY) ## everything that CI checks: style, tests, notebooks, claims; st
 	$(PY) notebooks/run.py check
 	$(PY) -m saol_lib.evidence --check
 	@if command -v npm > /dev/null; then $(MAKE) --no-print-directory lint-js; else echo "No npm here: the page's checks are left out."; fi
-	$(PY) notebooks/run.py alone $(PY) -m pytest $(TWO) $(NBVAL) tests notebooks/[0-9]*.ipynb
+	$(PY) notebooks/run.py alone $(PY) -m pytest $(THREE) --durations=15 $(NBVAL) tests notebooks/[0-9]*.ipynb
 	@echo "Passed: ruff, notebooks normalised, README's claims up to date, pytest, notebooks executed."
 
 test-faults: $(READY) ## the long fault-injection tests (kill -9, full disk, damaged checkpoints)
