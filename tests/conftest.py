@@ -18,16 +18,17 @@ settings.register_profile(
 settings.load_profile("saol")
 
 FIRST = ["01", "02", "test_study", "test_training", "test_distributed", "test_explorer_browser", "06", "test_faults"]
-LAST = ["03", "04"]  # notebooks that read what 02 and 01 have trained
+THEN = ["04", "03"]  # notebooks that read what 01 and 02 have trained, and train a little more
 # What must say the same with every instruction set and number of threads: make test-numeric. Of test_attach.py, whose
 # networks are large, what is marked there.
 NUMERIC = ["test_layers", "test_cutmix", "test_losses"]
 
 
 def place(item):
-    """What takes long begins first, so that the processes end together; what reads others' runs comes last."""
+    """What takes long begins first, so that the processes end together; what reads others' runs after these."""
     name = item.path.stem[:2] if item.path.suffix == ".ipynb" else item.path.stem
-    return [*FIRST, None, *LAST].index(name if name in FIRST + LAST else None)
+    order = [*FIRST, *THEN]
+    return order.index(name) if name in order else len(order)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects

@@ -559,7 +559,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_two_processes_with_a_checkpoint(torchrun, tmp_path, number):
     """Inside an epoch; going on gives the numbers of a run that was never stopped."""
     config = RunConfig(**LONG, processes=2)

@@ -338,6 +338,7 @@ def test_dask_threads(tmp_path):
         same(run, train(config, tmp_path / "here", progress=False))
 
 
+@pytest.mark.faults
 def test_dask_cluster(tmp_path):
     distributed = pytest.importorskip("distributed")
     configs = [*grid(["gap_fc", "saol_cutmix_ss2"], [0], **TINY), RunConfig(**TINY | {"lr": 1e30})]
