@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from saol_lib.evidence.statistics import compare
-from saol_lib.evidence.tables import FAMILIES, LAYERS, NOT_RUN, REGIMES, VARIANTS
+from saol_lib.evidence.tables import LAYERS, NOT_RUN, VARIANTS, in_words
 from saol_lib.training.config import ARMS, RunConfig
 from saol_lib.training.runs import Run
 
@@ -76,8 +76,7 @@ def reliability_table(runs: Sequence[Run]) -> pd.DataFrame:
             total = sum(tables)
             total = total[total.images >= FEWEST]
             shares = 100 * total[["confidence", "right"]].div(total.images, axis=0)
-            names = FAMILIES[arm.replace("_cutmix", "")], REGIMES["cutmix" in arm], label
-            rows += [(*names, *pair) for pair in shares.itertuples(index=False)]
+            rows += [(*in_words(arm), label, *pair) for pair in shares.itertuples(index=False)]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -90,11 +89,10 @@ def _by_arm(runs: Sequence[Run]) -> list[tuple[tuple[str, str], list[Run]]]:
     """The runs of each arm and variant, in words, by seed."""
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.config["seed"]):
-        arm = run.config["arm"]
-        family = FAMILIES[arm.replace("_cutmix", "")]
+        family, regime = in_words(run.config["arm"])
         variant = _variant(run)
         name = f"{family} ({variant})" if variant else family
-        groups.setdefault((name, REGIMES["cutmix" in arm]), []).append(run)
+        groups.setdefault((name, regime), []).append(run)
     return sorted(groups.items())
 
 

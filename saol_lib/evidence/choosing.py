@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from saol_lib.evidence.ablations import planned
-from saol_lib.evidence.tables import FAMILIES, LAYERS, REGIMES
+from saol_lib.evidence.tables import LAYERS, in_words
 from saol_lib.training.config import RunConfig
 from saol_lib.training.files import ROOT
 from saol_lib.training.profiles import open_values
@@ -81,7 +81,8 @@ def rates(profile: str = "pilot") -> pd.DataFrame | str:
         return _nothing(profile, "rates")
     rows = {}
     for arm, by_rate in found.items():
-        family = f"{FAMILIES[arm.replace('_cutmix', '')]} {REGIMES['cutmix' in arm]}, {LAYERS[READ[arm]]} read"
+        name, regime = in_words(arm)
+        family = f"{name} {regime}, {LAYERS[READ[arm]]} read"
         best = best_rate(by_rate)
         cells = {rate: _cell(scores, rate == best) for rate, scores in by_rate.items()}
         ends = (min(by_rate), max(by_rate))

@@ -80,9 +80,14 @@ def paired(runs: Sequence[Run], baseline: str = "gap_fc") -> pd.DataFrame:
     return table.assign(delta=table.top1 - _baseline(table, baseline))
 
 
+def in_words(arm: str) -> tuple[str, str]:
+    """An arm's family of FAMILIES and its regime of REGIMES."""
+    return FAMILIES[arm.replace("_cutmix", "")], REGIMES["cutmix" in arm]
+
+
 def _names(run: Run) -> tuple[str, str, str]:
     arm = run.config["arm"]
-    return arm, FAMILIES[arm.replace("_cutmix", "")], REGIMES["cutmix" in arm]
+    return arm, *in_words(arm)
 
 
 def _rows(run: Run) -> list[tuple]:
