@@ -113,9 +113,9 @@ def _regimes(profile: str) -> dict[tuple[int, int], tuple[Scores, Scores]]:
     found = {}
     for place in places:
         own = [config for config in configs if (config.train_images, config.epochs) == place]
-        found[place] = tuple(
-            _scores([config for config in own if config.arm == arm], results) for arm in ("gap_fc", "gap_fc_cutmix")
-        )
+        plain = [config for config in own if config.arm == "gap_fc"]
+        mixed = [config for config in own if config.arm == "gap_fc_cutmix"]
+        found[place] = (_scores(plain, results), _scores(mixed, results))
     return found
 
 
