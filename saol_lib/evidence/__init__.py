@@ -6,7 +6,7 @@ _HOME = {
     "ablations": ("Ablations", "finished", "planned", "progress"),
     "benchmark": ("Benchmark",),
     "checks": ("CheckFailed", "check"),
-    "choosing": ("rates", "regime_chosen", "regimes"),
+    "choosing": ("precision_chosen", "precisions", "rates", "regime_chosen", "regimes"),
     "gallery": ("attention_in_boxes", "attention_pictures", "evaluated_on"),
     "parameters": ("configs_of",),
     "report": ("show",),

@@ -1,5 +1,6 @@
-"""How the pilot chose the regime and the learning rates of the study: its two rules, applied to what is finished."""
+"""How the pilot chose the regime, the rates and the precision of the study: its rules, applied to what is finished."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from saol_lib.training.profiles import open_values
 from saol_lib.training.runs import load_finished, resolve, run_id
 
 ENOUGH = 1.0  # points that CutMix has to give GAP-FC, mean of all seeds
+SMALLEST = 1.0  # points: the smallest effect of the claims, which a precision must not reach
 READ = {  # the output layer that a family's claims read
     "gap_fc": "gap",
     "gap_fc_cutmix": "gap",
@@ -91,6 +93,40 @@ def rates(profile: str = "pilot") -> pd.DataFrame | str:
     return pd.DataFrame(rows).T.rename_axis("family")
 
 
+def precisions(profile: str = "pilot") -> pd.DataFrame | str:
+    """A row an arm: its means (percent) in float32 and bfloat16, and what bfloat16 changes (points) by seed."""
+    found = _precisions(profile)
+    if not found:
+        return _nothing(profile, "precision")
+    rows = []
+    for arm, (full, half) in found.items():
+        changes = _gains(full, half)
+        each = ", ".join(f"{seed}: {change:+.1f}" for seed, change in changes.items()) or "–"
+        runs = f"{len(full.by_seed) + len(half.by_seed)} of {full.planned + half.planned}"
+        means = [f"{one.mean:.1f}" if one.by_seed else "–" for one in (full, half)]
+        change = f"{_mean(changes):+.2f}" if changes else "–"
+        rows.append((in_words(arm)[0], runs, *means, change, each))
+    columns = ["arm", "runs", "float32", "bfloat16", "bfloat16 changes", "each seed"]
+    return pd.DataFrame(rows, columns=columns).set_index(columns[0])
+
+
+def precision_chosen(profile: str = "pilot") -> str:
+    """What the rule of precision.yaml says so far, in a sentence. Empty where the profile chooses none."""
+    found = _precisions(profile)
+    if not found:
+        return ""
+    cells = [scores for pair in found.values() for scores in pair]
+    if not all(scores.complete for scores in cells):
+        return "Not decided yet: runs in one of the precisions are missing."
+
+    bound = min(_chance(cells), SMALLEST)
+    changes = [abs(_mean(_gains(full, half))) for full, half in found.values()]
+    told = f"it changes an arm's mean by {max(changes):.2f} points at most, and {bound:.2f} are allowed"
+    if max(changes) < bound:
+        return f"bfloat16 **may be taken**: {told}."
+    return f"bfloat16 **may not be taken**: {told}."
+
+
 def best_rate(by_rate: dict[float, Scores]) -> float | None:
     """The rate with the highest mean, of equal ones the lowest; None while a run is missing."""
     if not all(scores.complete for scores in by_rate.values()):
@@ -128,6 +164,27 @@ def _rates(profile: str) -> dict[str, dict[float, Scores]]:
         if lrs:
             found[arm] = {lr: _scores([config for config in own if config.lr == lr], results) for lr in lrs}
     return found
+
+
+def _precisions(profile: str) -> dict[str, tuple[Scores, Scores]]:
+    configs, results = planned(profile, "precision")
+    found = {}
+    for arm in dict.fromkeys(config.arm for config in configs):
+        own = [config for config in configs if config.arm == arm]
+        full = [config for config in own if config.autocast == "none"]
+        half = [config for config in own if config.autocast == "bfloat16"]
+        found[arm] = (_scores(full, results), _scores(half, results))
+    return found
+
+
+def _chance(cells: Sequence[Scores]) -> float:
+    """How far the means of two sets of seeds may lie apart by chance: twice the standard error of their difference."""
+    squares = 0.0
+    for scores in cells:
+        squares += sum((value - scores.mean) ** 2 for value in scores.by_seed.values())
+    seeds = cells[0].planned
+    variance = squares / (len(cells) * (seeds - 1))
+    return 2 * math.sqrt(variance * 2 / seeds)
 
 
 def _scores(configs: Sequence[RunConfig], results: str) -> Scores:

@@ -1,9 +1,18 @@
-"""The pilot's two rules, on made-up runs of its own files."""
+"""The pilot's rules, on made-up runs of its own files."""
 
 import pytest
 
 from saol_lib.evidence import ablations, choosing
-from saol_lib.evidence.choosing import READ, Scores, best_rate, rates, regime_chosen, regimes
+from saol_lib.evidence.choosing import (
+    READ,
+    Scores,
+    best_rate,
+    precision_chosen,
+    precisions,
+    rates,
+    regime_chosen,
+    regimes,
+)
 from saol_lib.training.files import ROOT
 from saol_lib.training.profiles import read_runs
 from saol_lib.training.runs import Run, save_run
@@ -14,7 +23,8 @@ PILOT = ROOT / "notebooks/profiles/pilot"
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """The plans of the pilot, with an empty folder of results."""
-    changes = {"rates": {"train_images": 5000, "epochs": 60}}
+    known = {"train_images": 5000, "epochs": 60}
+    changes = {"rates": known, "precision": known}
 
     def plan(profile, name="study"):
         return read_runs(PILOT / f"{name}.yaml", changes=changes.get(name))[0], str(tmp_path)
@@ -63,6 +73,37 @@ def test_each_family_takes_its_best_rate_of_the_layer_that_is_read(place):
     assert table[0.1].iloc[4] == "65.50 (65.0, 66.0) *", "GAP-FC of saol_sd is read"
 
 
+def test_bfloat16_may_be_taken_where_it_changes_less_than_seeds_do(place):
+    assert precision_chosen() == "Not decided yet: runs in one of the precisions are missing."
+    assert precisions()["bfloat16 changes"].tolist() == ["–", "–"]
+    change = {"gap_fc": 0.3, "saol": -0.6}
+
+    def score(config):
+        spread = (config.seed - 1) * 0.5  # standard deviation 0.5, so that chance explains 2 * 0.5 * sqrt(2 / 3) = 0.82
+        return 70 + spread + change[config.arm] * (config.autocast == "bfloat16")
+
+    save(place, "precision", score)
+    table = precisions()
+    assert table["bfloat16 changes"].tolist() == ["+0.30", "-0.60"] and set(table.runs) == {"6 of 6"}
+    assert table["each seed"].iloc[0] == "0: +0.3, 1: +0.3, 2: +0.3" and table.float32.tolist() == ["70.0", "80.0"]
+    told = "it changes an arm's mean by 0.60 points at most, and 0.82 are allowed"
+    assert precision_chosen() == f"bfloat16 **may be taken**: {told}."
+
+    change["saol"] = -0.9
+    save(place, "precision", score)
+    assert precision_chosen().startswith("bfloat16 **may not be taken**")
+
+
+def test_no_precision_that_changes_a_whole_point_however_wide_the_seeds_lie(place):
+    def score(config):
+        return 70 + 3 * config.seed + 1.0 * (config.autocast == "bfloat16")
+
+    save(place, "precision", score)
+    assert (
+        precision_chosen().endswith("by 1.00 points at most, and 1.00 are allowed.") and "may not" in precision_chosen()
+    )
+
+
 def test_of_equal_rates_the_lowest_and_none_while_a_run_is_missing():
     assert best_rate({0.4: Scores(1, {0: 5.0}), 0.1: Scores(1, {0: 5.0})}) == 0.1
     assert best_rate({0.4: Scores(2, {0: 9.0}), 0.1: Scores(2, {0: 5.0, 1: 5.0})}) is None
@@ -70,5 +111,6 @@ def test_of_equal_rates_the_lowest_and_none_while_a_run_is_missing():
 
 def test_a_profile_without_such_files_says_where_it_is_chosen():
     assert regimes("cpu") == regimes("quick") == rates("quick") == "*This is chosen in the profile `pilot`.*"
-    assert regime_chosen("quick") == ""
+    assert precisions("cpu") == "*This is chosen in the profile `pilot`.*"
+    assert regime_chosen("quick") == precision_chosen("quick") == ""
     assert ablations.planned("quick") == ([], "")
