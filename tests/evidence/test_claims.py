@@ -1,5 +1,6 @@
 """The file of the claims, the runs that it reads, and the rule of the verdicts by hand."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -201,14 +202,24 @@ def test_counted_claims(tmp_path):
 
 # --- from runs to verdicts --------------------------------------------------------------------------------------------
 
-SETTINGS = {"dataset": "cifar10", "batch_size": 128, "train_images": 5000, "epochs": 60, "lr": 0.2}
+RATE = 0.2
 
 
 def decided(text):
-    """The file with its regime chosen."""
+    """The file with every regime chosen, where it is still open, and one rate for all families of arms."""
     for name, value in CHOSEN.items():
         text = text.replace(f"{name}: to be chosen", f"{name}: {value}")
-    return text.replace("to be chosen", "0.2")
+    text = re.sub(r"(&\w+_rate) .*", rf"\1 {RATE}", text)
+    return text.replace("to be chosen", f"{RATE}")
+
+
+def undecided(text):
+    """The file before the study's regime was chosen."""
+    return re.sub(r"^(  (?:train_images|epochs|autocast)): .*", r"\1: to be chosen", text, flags=re.MULTILINE)
+
+
+REGIME = yaml.load(decided(TEXT), claims.LOADER)["regime"]
+SETTINGS = {"dataset": "cifar10", "batch_size": 128, "lr": RATE} | REGIME
 
 
 @pytest.fixture
@@ -252,7 +263,7 @@ def test_a_run_of_a_further_seed_is_not_read(results):
 
 
 def test_until_the_regime_is_chosen_nothing_has_run(results):
-    (results / "claims.yaml").write_text(TEXT)
+    (results / "claims.yaml").write_text(undecided(decided(TEXT)))
     assert {word for word in words(results).values() if "counted" not in word} == {"not run"}
 
 
