@@ -8,6 +8,7 @@ SET ?=
 RESULTS ?=
 PROCESSES ?=
 WORKERS ?=
+PER_GPU ?=
 VENV ?=
 PYTHON ?= $(or $(shell command -v python3.11 2> /dev/null),python3)
 
@@ -21,7 +22,8 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 endif
 DATA_FLAG = $(if $(DATA),--data "$(DATA)")
 STUDY_FLAGS = $(if $(ONLY),--only "$(ONLY)") $(foreach one,$(SET),--set "$(one)") \
-	$(if $(PROCESSES),--processes $(PROCESSES)) $(if $(WORKERS),--workers $(WORKERS)) $(if $(RESULTS),--results "$(RESULTS)")
+	$(if $(PROCESSES),--processes $(PROCESSES)) $(if $(WORKERS),--workers $(WORKERS)) \
+	$(if $(PER_GPU),--per-gpu $(PER_GPU)) $(if $(RESULTS),--results "$(RESULTS)")
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider
 NUMERIC = tests/test_layers.py tests/test_cutmix.py tests/test_losses.py tests/test_attach.py

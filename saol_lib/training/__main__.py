@@ -45,7 +45,7 @@ def train_study(arguments: list[str]) -> None:
         missing = [config for config in configs if finished_run(config, resolve(results)) is None]
         if missing:  # a missing folder is told once, before any worker starts
             load(missing[0].dataset, missing[0].data_dir, **missing[0].data_options)
-        finished = run_study(configs, results, in_order=True)
+        finished = run_study(configs, results, in_order=True, per_gpu=options.per_gpu)
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
@@ -65,6 +65,7 @@ def _study_options() -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as epochs=1, seeds=[0]")
     parser.add_argument("--processes", type=int, default=1, help="data-parallel processes, one a GPU, for each run")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode images, for each run")
+    parser.add_argument("--per-gpu", type=int, default=1, help="runs that share a GPU: small networks leave it idle")
     return parser
 
 

@@ -50,6 +50,7 @@ def run_study(
     executor: Executor | None = None,
     progress: bool = True,
     in_order: bool = False,
+    per_gpu: int = 1,
 ) -> list[Run]:
     """Train every config, longest first, and return their runs in the order given; finished ones are only read.
 
@@ -60,13 +61,16 @@ def run_study(
     each with one thread. Runs in threads of one process take turns: torch has one random generator a process. A run
     that fails is recorded with status "failed" and the others go on.
     in_order: begin them in the order given instead, so that what is reached when time runs out is its first part.
+    per_gpu: how many runs share a GPU; a small network leaves most of a large one idle. Numbers are the same.
 
-    Raises ValueError where two configs with one id have different data folders, OtherData where a finished or begun run
-    was computed from other data, RuntimeError where a worker process died: what was finished is kept, and calling
-    again goes on.
+    Raises ValueError where two configs with one id have different data folders, or per_gpu is less than 1; OtherData
+    where a finished or begun run was computed from other data; RuntimeError where a worker process died: what was
+    finished is kept, and calling again goes on.
     """
     if workers.is_importing_main():
         sys.exit(GUARD)
+    if per_gpu < 1:
+        raise ValueError(f"per_gpu={per_gpu} is not a number of runs on a GPU; expected 1 or more")
 
     results, configs = resolve(results), list(configs)
     by_id = _by_id(configs)
@@ -78,7 +82,7 @@ def run_study(
 
     missing = {name: config for name, config in by_id.items() if name not in done}
     if missing:
-        with _pool(missing, executor) as pool:
+        with _pool(missing, executor, per_gpu) as pool:
             done |= _Study(missing, results, pool, progress, in_order).train()
     return [done[run_id(config.identity())] for config in configs]
 
@@ -130,7 +134,7 @@ def _tell_of_missing_data(by_id: dict[str, RunConfig], done: dict[str, Run], res
 
 
 @contextmanager
-def _pool(missing: dict[str, RunConfig], executor: Executor | None):
+def _pool(missing: dict[str, RunConfig], executor: Executor | None, per_gpu: int):
     """The user's executor, which stays open; or one of our own, whose workers end with the study."""
     if executor is not None:
         yield executor
@@ -139,7 +143,7 @@ def _pool(missing: dict[str, RunConfig], executor: Executor | None):
     others = multiprocessing.active_children()
     processes = max(config.processes for config in missing.values())
     on_gpus = any(config.device != "cpu" for config in missing.values())
-    pool = workers.local_pool(len(missing), processes, on_gpus)
+    pool = workers.local_pool(len(missing), processes, on_gpus, per_gpu)
     try:
         yield pool
     except BaseException:

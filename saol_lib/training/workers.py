@@ -1,4 +1,4 @@
-"""The processes that a study trains in: one a core, or a GPU, each with its own devices and one thread."""
+"""The processes that a study trains in: one a core, or some a GPU, each with its devices and one thread."""
 
 import multiprocessing
 import os
@@ -13,13 +13,14 @@ import torch
 STOPPED = 143  # the exit code of a worker that was told to stop
 
 
-def local_pool(tasks: int, processes: int, on_gpus: bool = True) -> ProcessPoolExecutor:
-    """One worker a core, or for every `processes` GPUs, but not more than there are tasks.
+def local_pool(tasks: int, processes: int, on_gpus: bool = True, per_gpu: int = 1) -> ProcessPoolExecutor:
+    """One worker a core, or `per_gpu` for every `processes` GPUs, but not more than there are tasks.
 
     processes: how many processes the largest run starts by itself. on_gpus: whether runs use GPUs where there are some.
+    per_gpu: how many runs share a GPU.
     """
     parts = gpu_parts(processes) if on_gpus else []
-    count = len(parts) or max(1, usable_cores() // processes)
+    count = len(parts) * per_gpu or max(1, usable_cores() // processes)
 
     context = worker_context()
     turn = context.Value("i", 0)

@@ -164,21 +164,28 @@ def test_each_worker_has_gpus_of_its_own(monkeypatch):
     assert started(monkeypatch, 8, 4, 2) == ["0,1,2,3", "4,5,6,7"]
     assert started(monkeypatch, 7, 2, 3) == ["0,1", "2,3", "4,5"]
     assert started(monkeypatch, 2, 4, 1) == ["0,1"]
+    assert started(monkeypatch, 2, 1, 6) == ["0", "1", "0", "1", "0", "1"]  # three runs a GPU
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,2,GPU-ab,1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert workers.gpu_parts(2) == ["6,2", "GPU-ab,1"]
 
 
 def test_there_are_as_many_workers_as_parts_or_cores(monkeypatch):
-    def count(gpus, tasks, processes, on_gpus=True):
+    def count(gpus, tasks, processes, on_gpus=True, per_gpu=1):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-        pool = workers.local_pool(tasks, processes, on_gpus)
+        pool = workers.local_pool(tasks, processes, on_gpus, per_gpu)
         pool.shutdown()
         return pool._max_workers
 
     monkeypatch.setattr(workers, "usable_cores", lambda: 6)
     assert [count(8, 10, 4), count(8, 1, 4), count(2, 10, 4), count(0, 10, 4), count(0, 10, 1)] == [2, 1, 1, 1, 6]
     assert count(8, 10, 1, on_gpus=False) == 6
+    assert [count(2, 30, 1, per_gpu=7), count(2, 5, 1, per_gpu=7), count(0, 30, 1, per_gpu=7)] == [14, 5, 6]
+
+
+def test_no_run_on_a_gpu_is_no_number(tmp_path):
+    with pytest.raises(ValueError, match="per_gpu=0 is not a number of runs on a GPU; expected 1 or more"):
+        run_study([], tmp_path, per_gpu=0)
 
 
 def test_cores_are_counted_where_the_system_tells_no_affinity(monkeypatch):
