@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import resized_crop
+from torchvision.transforms.v2.functional import crop, resize
 
 from saol_lib.data.batches import Batch, Rows, Scaling
 from saol_lib.data.images import middle, read_pixels
@@ -207,10 +207,12 @@ class Stream:
     def _joined(self, parts: list[Decoded]) -> Batch:
         """One batch on the device, through pinned memory where that is a GPU."""
         on_gpu = self.device.type == "cuda"
-        shape = (sum(len(part.images) for part in parts), *self.size, 3)
-        images = torch.empty(shape, dtype=torch.uint8, pin_memory=on_gpu)
-        torch.cat([part.images for part in parts], out=images)
         index = torch.cat([part.index for part in parts])
+        if len(parts) == 1 and not on_gpu:
+            images = parts[0].images  # nobody else's: a chunk is decoded into memory of its own, or was copied
+        else:
+            images = torch.empty((len(index), *self.size, 3), dtype=torch.uint8, pin_memory=on_gpu)
+            torch.cat([part.images for part in parts], out=images)
         if on_gpu:
             index = index.pin_memory()
         chosen = index.to(self.device, non_blocking=True)
@@ -324,5 +326,7 @@ class Reader:
         """A random crop, resized, and mirrored half of the time."""
         torch.default_generator.manual_seed(seed)
         place = self._anywhere.make_params([pixels])
-        image = resized_crop(pixels, **place, size=[self.files.side] * 2, antialias=True)
+        cut = crop(pixels, **place)
+        packed = cut.permute(1, 2, 0).contiguous()  # as pictures lie: resized so, and put so, without repacking
+        image = resize(packed.permute(2, 0, 1), [self.files.side] * 2, antialias=True)
         return image.flip(2) if torch.rand(1) < 0.5 else image

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from making import picture, sentence
+from torchvision.transforms.v2.functional import resized_crop
 
 from saol_lib.data import SCALING, Stream, load, streaming
+from saol_lib.data.streaming import Chunk, Reader
 from saol_lib.networks import build_model
 from saol_lib.streams import stream
 from saol_lib.training.config import RunConfig
@@ -303,3 +305,27 @@ def test_memory_of_a_worker_stays_flat_over_a_million_names(tmp_path):
     names, early, late = map(int, done.stdout.split())
     assert names < 40  # megabytes
     assert late - early < 4096  # kilobytes of the worker's own
+
+
+def test_a_crop_is_torchvisions_own_and_lies_as_pictures_do(large):
+    """Cut before it is resized, so that nothing is repacked; on processors without 8-bit resizing by way of floats."""
+    reader = Reader(load("imagenet", str(large), image_size=48).train)
+    for seed in range(40):
+        height, width = (20 + 7 * seed, 260 - 5 * seed)
+        pixels = torch.randint(256, (height, width, 3), dtype=torch.uint8).permute(2, 0, 1)
+        found = reader._crop(pixels, seed)
+        torch.default_generator.manual_seed(seed)
+        place = reader._anywhere.make_params([pixels])
+        wanted = resized_crop(pixels, **place, size=[48, 48], antialias=True)
+        wanted = wanted.flip(2) if torch.rand(1) < 0.5 else wanted
+        assert (found.int() - wanted.int()).abs().max() <= 1
+        assert found.permute(1, 2, 0).is_contiguous()
+
+
+def test_a_batch_of_one_chunk_is_not_copied(files):
+    stream = Stream(files, CPU)
+    chunk = stream._reader[Chunk([0, 1], None, ends=True)]
+    images, _ = stream._joined([chunk])
+    assert images.data_ptr() == chunk.images.data_ptr()
+    two, _ = stream._joined([chunk, chunk])
+    assert torch.equal(two, torch.cat([images, images]))
