@@ -91,7 +91,7 @@ report: $(READY) ## the report as one page that needs no network: results/report
 docs: $(READY) ## write the library's docstrings as pages to docs/api, readable without a network
 	$(PY) docs/build.py
 
-pictures: $(READY) ## make README's pictures anew: the explorer in motion, and where a network looks (needs chromium)
+pictures: $(READY) ## make the pictures of README and explorer.ipynb anew: the explorer, and where a network looks (needs chromium)
 	$(PY) notebooks/pictures.py film
 	$(PY) notebooks/pictures.py attention
 

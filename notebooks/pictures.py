@@ -1,6 +1,7 @@
-"""README's two pictures, made from what is here: `python notebooks/pictures.py film` and `... attention`.
+"""The pictures of README and of the explorer's notebook: `python notebooks/pictures.py film` and `... attention`.
 
-film drives the real page, as `make explore` serves it, in Debian's chromium, and writes notebooks/explorer.webp.
+film drives the real page, as `make explore` serves it, in Debian's chromium, and writes notebooks/explorer.webp and,
+of the whole page at rest, notebooks/explorer.png.
 attention shows the first test pictures of a shipped network, and writes results/models/figures/attention.png and .svg.
 """
 
@@ -21,6 +22,7 @@ from saol_lib.explorer.shipped import load_shipped
 
 NOTEBOOKS = Path(__file__).parent
 FILM = NOTEBOOKS / "explorer.webp"
+STILL = NOTEBOOKS / "explorer.png"  # in explorer.ipynb, where the widget cannot run
 HOST = "127.0.0.1"
 VIEW = {"width": 1440, "height": 1100}  # so that nothing has to be scrolled
 WIDTH = 960  # pixels of a frame
@@ -82,7 +84,7 @@ def frame(page):
 
 
 def film():
-    """Pull a corner of the opening scene's patch along ROUTE and write the frames as an animated picture."""
+    """Write the page as it opens, and an animated picture of a corner of its patch that is pulled along ROUTE."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium")
@@ -95,6 +97,8 @@ def film():
         connect(page, address)
         page.locator(".saol-stage").wait_for()
         page.locator(".saol-skip").click()  # the walk through
+        page.wait_for_timeout(WAIT)
+        page.locator(".saol").screenshot(path=STILL)
         frames = _pull(page)
         browser.close()
     write(frames, FILM)

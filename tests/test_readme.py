@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import gate
+import pictures
 import pytest
 import torch
 
@@ -196,6 +197,14 @@ def test_the_film_is_animated_and_small():
     assert film.stat().st_size < 2_000_000
     with Image.open(film) as picture:
         assert picture.n_frames > 10 and picture.width >= 800
+
+
+def test_make_pictures_makes_every_picture_of_the_notebooks_folder(monkeypatch):
+    """Those that the pages and explorer.ipynb show, so that none stays behind when the explorer changes."""
+    there = {path for path in (ROOT / "notebooks").iterdir() if path.suffix in (".png", ".svg", ".webp")}
+    assert there == {pictures.FILM, pictures.STILL}
+    told = subprocess.run(["make", "-n", "pictures", f"VENV={sys.prefix}"], cwd=ROOT, capture_output=True, text=True)
+    assert "pictures.py film" in told.stdout and "pictures.py attention" in told.stdout
 
 
 def test_the_slurm_line_names_what_exists():
