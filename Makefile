@@ -71,7 +71,7 @@ lab: $(READY) ## JupyterLab on this machine only, with its token: opens on the s
 	--LabApp.default_url=/lab/tree/notebooks/README.md --LabApp.app_settings_dir="$(CURDIR)/notebooks/lab"
 
 explore: notebooks/explorer.ipynb $(READY) ## the attention explorer in a browser: this machine only, nothing from elsewhere
-	$(PY) -m voila notebooks/explorer.ipynb --Voila.ip=127.0.0.1 --Voila.config_file_paths=notebooks
+	env JUPYTER_PATH=notebooks $(PY) -m voila notebooks/explorer.ipynb --Voila.ip=127.0.0.1 --Voila.config_file_paths=notebooks --template=offline
 
 study: $(READY) ## train every run of PROFILE's study on DATA, several at a time; goes on where it stopped
 	$(PY) -m saol_lib.training study --profile "$(PROFILE)" $(DATA_FLAG) $(STUDY_FLAGS)

@@ -6,6 +6,7 @@ attention shows the first test pictures of a shipped network, and writes results
 """
 
 import io
+import os
 import shutil
 import socket
 import subprocess
@@ -44,9 +45,11 @@ def served():
         free.bind((HOST, 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "voila", "explorer.ipynb", "--no-browser", f"--port={port}"]
-    command += [f"--Voila.ip={HOST}", "--Voila.config_file_paths=."]
+    command += [f"--Voila.ip={HOST}", "--Voila.config_file_paths=.", "--template=offline"]
+    with_template = os.environ | {"JUPYTER_PATH": str(NOTEBOOKS)}
 
-    server = subprocess.Popen(command, cwd=NOTEBOOKS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen(command, cwd=NOTEBOOKS, env=with_template, **silent)
     try:
         yield f"http://{HOST}:{port}/"
     finally:

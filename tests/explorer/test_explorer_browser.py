@@ -101,7 +101,9 @@ def app(request, browser, tmp_path_factory):
     page.app, page.log, page.port = request.param, log, port
     page.set_default_timeout(120_000)
     expect.set_options(timeout=30_000)
-    page.route(lambda url: not url.startswith((LOCAL, "blob:", "data:")), lambda route: route.abort())
+    page.asked = []  # all that is asked for, what a policy of the page then blocks included
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.route(_is_elsewhere, lambda route: route.abort())
     link = "#saol=" + base64.urlsafe_b64encode(json.dumps(asdict(LINKED)).encode()).decode().rstrip("=")
     if page.app == "lab":
         open_lab(page, f"{LOCAL}:{port}/lab/tree/explorer.ipynb?token=t0k&reset{link}")
@@ -115,6 +117,10 @@ def app(request, browser, tmp_path_factory):
         process.wait(20)
     finally:
         process.kill()
+
+
+def _is_elsewhere(url):
+    return not url.startswith((LOCAL, "blob:", "data:"))
 
 
 def open_lab(page, address):
@@ -262,6 +268,11 @@ def test_a_link_opens_its_state_and_another_is_copied(app, lens):
     address, text = app.evaluate("navigator.clipboard.readText()").split("#saol=")
     assert State.of(json.loads(base64.urlsafe_b64decode(text + "==="))) == START
     assert app.url.startswith(address) and "t0k" not in address
+
+
+def test_nothing_is_asked_for_from_elsewhere(app):
+    assert any(url.startswith(LOCAL) for url in app.asked), "requests are seen"
+    assert [url for url in app.asked if _is_elsewhere(url)] == []
 
 
 def test_the_first_minute(page, lens):
@@ -470,10 +481,20 @@ WIDE = """() => [...document.querySelectorAll('.saol, .saol .grid > *, .saol .ti
     .filter((part) => part.scrollWidth > part.clientWidth + 1).map((part) => part.className)"""
 
 
+ROWS_OF_TILES = """() => { const rows = {};
+    for (const tile of document.querySelectorAll('.saol .tile')) {
+        const top = Math.round(tile.getBoundingClientRect().top);
+        rows[top] = (rows[top] ?? 0) + 1;
+    }
+    return Object.values(rows); }"""
+
+
 def test_it_fits_every_width_and_a_finger_drags(page, lens):
     for width, height in ((1920, 1080), (1440, 900), (1024, 700), (390, 800)):
         page.set_viewport_size({"width": width, "height": height})
         eventually(lambda: page.evaluate(WIDE) == [])
+        rows = page.evaluate(ROWS_OF_TILES)
+        assert max(rows) - min(rows) <= 1, (width, rows)
         used = page.evaluate("""() => { const right = (part) => part.getBoundingClientRect().right;
             const root = document.querySelector('.saol');
             const most = Math.max(...[...root.querySelectorAll('.answers, .stage')].map(right));

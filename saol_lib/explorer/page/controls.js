@@ -181,9 +181,9 @@ export function OverlayControls({ page }) {
       <${Select}
         id=${page.id}
         name="scale"
-        label="Scale"
+        label="Brightest colour"
         value=${state.scale}
-        options=${{ own: "each map its own", shared: "one for all classes" }}
+        options=${{ own: "each map's maximum", shared: "one value for all classes" }}
         pick=${(scale) => page.choose({ scale })}
       />
       <${Select}

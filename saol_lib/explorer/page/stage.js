@@ -179,27 +179,31 @@ export function Tiles({ page }) {
   const { setup, state, shown } = page;
   const name = className(setup.classes, shown.numbers.k);
   const palette = setup.palettes[state.colours];
-  return html`<div class="tiles" role="radiogroup" aria-label="What lies over the picture">
-    ${setup.overlays.map((key) => {
-      const { symbol, name: words, hint } = OVERLAYS[key];
-      const subject = key === "spatial" || key === "saol" ? `${symbol} for “${name}”` : symbol;
-      return html`<${Radio}
-        key=${key}
-        group="tile"
-        name=${`${page.id}-overlay`}
-        value=${key}
-        checked=${state.overlay === key}
-        label=${`${words}${subject && `, ${subject}`}: ${hint}`}
-        title=${hint}
-        pick=${(overlay) => page.choose({ overlay })}
-      >
-        ${
-          key === "none"
-            ? html`<span class="blank"></span>`
-            : html`<${PixelMap} map=${shown.tiles[key]} palette=${palette} />`
-        }
-        <b>${words}</b><small>${subject}</small>
-      <//>`;
-    })}
+  const count = setup.overlays.length;
+  const columns = { "--all": count, "--half": count > 4 ? Math.ceil(count / 2) : count };
+  return html`<div class="strip">
+    <div class="tiles" role="radiogroup" aria-label="What lies over the picture" style=${columns}>
+      ${setup.overlays.map((key) => {
+        const { symbol, name: words, hint } = OVERLAYS[key];
+        const subject = key === "spatial" || key === "saol" ? `${symbol} for “${name}”` : symbol;
+        return html`<${Radio}
+          key=${key}
+          group="tile"
+          name=${`${page.id}-overlay`}
+          value=${key}
+          checked=${state.overlay === key}
+          label=${`${words}${subject && `, ${subject}`}: ${hint}`}
+          title=${hint}
+          pick=${(overlay) => page.choose({ overlay })}
+        >
+          ${
+            key === "none"
+              ? html`<span class="blank"></span>`
+              : html`<${PixelMap} map=${shown.tiles[key]} palette=${palette} />`
+          }
+          <b>${words}</b><small>${subject}</small>
+        <//>`;
+      })}
+    </div>
   </div>`;
 }
