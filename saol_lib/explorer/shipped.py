@@ -5,6 +5,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from saol_lib.data import digit_scenes, load, mean_and_std
+from saol_lib.explorer.drawings import DRAWINGS, draw
 from saol_lib.explorer.lens import Lens
 from saol_lib.explorer.pictures import Pictures, read_picture
 from saol_lib.explorer.state import State
@@ -52,6 +54,7 @@ PHOTOGRAPHS = (  # of scikit-image's wheel, in the public domain or CC0: file, p
     ("coffee.png", None, UNKNOWN),
     ("camera.png", None, UNKNOWN),
 )
+SHIP, AIRPLANE = 25, 10  # where two drawings stand behind the photographs
 
 
 class Scene(NamedTuple):
@@ -87,14 +90,20 @@ SCENES = {
     ),
     "cifar10": (
         Scene(
-            "A horse and a cat",
-            "A horse's silhouette, and a patch of a photograph of a cat. A small network, 32 x 32 pixels: never sure.",
-            State(base=0, source=3, box=(9, 12, 18, 28)),
+            "A ship and an airplane",
+            "A ship, and a patch with an airplane pasted over it; both are drawings. Most of the attention goes to the "
+            "patch: pull it away, and the ship wins.",
+            State(base=SHIP, source=AIRPLANE, box=(12, 4, 32, 22)),
         ),
         Scene(
-            "One horse",
-            "A whole picture, nothing pasted: both layers say horse, though with less than half of their votes.",
-            State(base=0, source=3, box=(0, 0, 0, 0)),
+            "One ship",
+            "A whole drawing, nothing pasted: both layers are sure of the ship. Of some other drawings they are not.",
+            State(base=SHIP, source=AIRPLANE, box=(0, 0, 0, 0)),
+        ),
+        Scene(
+            "A horse and a cat",
+            "A horse's silhouette, and a patch of a photograph of a cat. The network is small and sure of neither.",
+            State(base=0, source=3, box=(9, 12, 18, 28)),
         ),
         Scene(
             "Where SAOL fails",
@@ -120,6 +129,14 @@ def photographs(size: tuple[int, int]) -> Pictures:
         images.append(_photograph(folder / file, part, size))
         labels.append(label)
     return Pictures(torch.stack(images), torch.tensor(labels))
+
+
+def photographs_and_drawings(size: tuple[int, int], classes: Sequence[str]) -> Pictures:
+    """The `photographs`, then the drawings; classes: CIFAR-10's names, in the network's order."""
+    images, labels, _ = photographs(size)
+    drawn = torch.stack([draw(drawing, size) for drawing in DRAWINGS])
+    names = torch.tensor([classes.index(drawing.name) for drawing in DRAWINGS])
+    return Pictures(torch.cat([images, drawn]), torch.cat([labels, names]))
 
 
 def _photograph(path: Path, part: tuple | None, size: tuple[int, int]) -> Tensor:
@@ -153,7 +170,7 @@ def load_shipped(name: str) -> tuple[nn.Module, Pictures, tuple[str, ...], tuple
         scenes = digit_scenes(200, seed=13, test=True)
         pictures = Pictures(scenes.images, scenes.labels, scenes.boxes)
     else:
-        pictures = photographs((32, 32))
+        pictures = photographs_and_drawings((32, 32), about["classes"])
 
     mean, std = (torch.tensor(about["normalisation"][key]) for key in ("mean", "std"))
     return model.eval(), pictures, tuple(about["classes"]), (mean, std)

@@ -24,7 +24,7 @@ from saol_lib.explorer.pictures import MAX_BYTES, gather, png, read_picture
 from saol_lib.explorer.shipped import Scene, shipped_lenses, shipped_scenes
 from saol_lib.explorer.state import State
 
-THUMBS = 24  # pictures to pick from; more are reached by chance
+THUMBS = 32  # pictures to pick from; more are reached by chance
 PAGE = Path(__file__).with_name("page")
 MODULES = ("words", "geometry", "maps", "gate", "parts", "stage", "answers", "controls", "tour", "explorer")
 PARTS = ("setup", "choices", "pictures", "tiles", "overlay", "cells", "numbers")

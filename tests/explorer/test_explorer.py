@@ -4,6 +4,7 @@ import io
 import json
 import struct
 import zlib
+from collections import Counter
 from dataclasses import asdict, replace
 from functools import cache
 
@@ -16,13 +17,13 @@ from torch.utils.data import TensorDataset
 
 from saol_lib import build_model
 from saol_lib.data import digit_scenes, mean_and_std
+from saol_lib.explorer import drawings, shipped
 from saol_lib.explorer import lens as core
-from saol_lib.explorer import shipped
 from saol_lib.explorer import widget as widgets
 from saol_lib.explorer.lens import Lens
 from saol_lib.explorer.pictures import Pictures, gather, read_picture
 from saol_lib.explorer.state import COLOURS, State
-from saol_lib.explorer.widget import AttentionExplorer
+from saol_lib.explorer.widget import THUMBS, AttentionExplorer
 from saol_lib.localization import score_maps, stretch
 
 SPLIT = digit_scenes(30, test=True)
@@ -593,6 +594,37 @@ def test_scenes_show_what_their_captions_say(name):
         hidden = scenes["The patch hides the object"]
         x0, y0, x1, y1 = lens.pictures.boxes[hidden.base].tolist()
         assert hidden.box[0] <= x0 and hidden.box[1] <= y0 and hidden.box[2] > x1 and hidden.box[3] > y1
+    else:
+        there = [lens.classes[lens.pictures.labels[i]] for i in (opening.base, opening.source)]
+        assert there == ["ship", "airplane"] and said(whole) == (8, 8, 8)
+        told, alone = lens.numbers(opening), lens.numbers(whole)
+        assert told["held"] > 0.5 and said(opening)[0] == lens.classes.index("airplane")
+        assert min(alone["saol"][8], alone["gap"][8]) > 0.8
+        both = lens.numbers(scenes["A horse and a cat"])
+        assert max(both["saol"]) < 0.5 and lens.pictures.labels[scenes["A class it does not know"].base] == -1
+
+
+def test_twenty_drawings_show_every_class_and_no_two_are_alike():
+    drawn = torch.stack([drawings.draw(one, (32, 32)) for one in drawings.DRAWINGS])
+    assert drawn.shape == (20, 3, 32, 32) and drawn.dtype == torch.uint8
+    assert Counter(one.name for one in drawings.DRAWINGS) == dict.fromkeys(
+        shipped.shipped_lenses()["cifar10"].classes, 2
+    )
+    assert len({image.numpy().tobytes() for image in drawn}) == 20
+    wide = drawings.draw(drawings.DRAWINGS[0], (16, 48))
+    assert wide.shape == (3, 16, 48)
+    plain, turned = (drawings.draw(drawings.DRAWINGS[0]._replace(mirrored=side), (32, 32)) for side in (False, True))
+    assert (plain.int() - turned.flip(2).int()).abs().max() <= 1
+
+
+def test_the_network_gets_some_drawings_right_and_some_wrong():
+    """So that both can be looked at; all of them are on the page, behind the photographs."""
+    pytest.importorskip("skimage")
+    lens = shipped.shipped_lenses()["cifar10"]
+    labels = lens.pictures.labels
+    right = [lens.target(State(base=i, box=(0, 0, 0, 0))) == labels[i] for i in range(9, 29)]
+    assert len(labels) == 29 <= THUMBS and 8 <= sum(right) <= 15
+    assert (labels != -1).sum() >= 20
 
 
 def test_photographs_come_with_scikit_image():

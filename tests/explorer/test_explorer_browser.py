@@ -457,7 +457,7 @@ def test_another_model_brings_its_pictures(page):
     page.get_by_label("Model and pictures").select_option("cifar10")
     first = other.numbers(other.check(SCENES["cifar10"][0].state))
     expect(page.locator(".saol-rows .row").first).to_contain_text(other.classes[int(np.argmax(first["saol"]))])
-    expect(page.locator(".saol-base small")).to_have_text("horse")
+    expect(page.locator(".saol-base small")).to_have_text("ship")
     expect(page.locator(".saol-caption")).to_have_text(SCENES["cifar10"][0].caption)
     screenshot(page, "5-cifar10")
     page.get_by_role("button", name="A class it does not know").click()
