@@ -14,6 +14,7 @@ import torch
 
 import saol_lib
 from saol_lib import Outputs
+from saol_lib.evidence.claims import load_claims
 from saol_lib.evidence.readme import Judged, render
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,15 @@ def test_generated_blocks_are_up_to_date():
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert set(GENERATED.findall(TEXT)) == {"verdicts", "claims", "example", "systems", "bibtex"}
+
+
+def test_the_surest_results_read_like_sentences():
+    claims = {claim.id: claim.statement for claim in load_claims().claims}
+    told = re.findall(r"^The surest result (for the paper|against it) is (.*)$", TEXT, re.MULTILINE)
+    assert [side for side, _ in told] == ["for the paper", "against it"]
+    for _, sentence in told:
+        (name,) = re.findall(r"^\*\*(\w+)\*\*", sentence)
+        assert f"“{claims[name]}”" in sentence and sentence.count(":") <= 1 and sentence.endswith(".")
 
 
 def test_what_is_deleted_from_the_blocks_comes_back_byte_by_byte():

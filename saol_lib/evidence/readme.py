@@ -56,11 +56,13 @@ def verdict_box(judged: Judged) -> str:
 
     surest_for = _surest(judged, BOX["held"])
     surest_against = _surest(judged, BOX["did not hold"])
-    return "\n".join([*lines, "", f"Surest for: {surest_for}", "", f"Surest against: {surest_against}"])
+    lines += ["", f"The surest result for the paper {surest_for}"]
+    lines += ["", f"The surest result against it {surest_against}"]
+    return "\n".join(lines)
 
 
 def _surest(judged: Judged, words: Sequence[str]) -> str:
-    """The decided claim with the smallest p; those that are counted have none and come last."""
+    """The decided claim with the smallest p, to be read on; those that are counted have none and come last."""
     candidates = []
     for scale in SCALES:
         for claim in judged.ledger.claims:
@@ -69,15 +71,26 @@ def _surest(judged: Judged, words: Sequence[str]) -> str:
                 rank = (bool(claim.counted), verdict.p_value)
                 candidates.append((rank, len(candidates), claim, found, verdict, scale))
     if not candidates:
-        return "none yet."
+        return "is still to come."
     _, _, claim, found, verdict, scale = min(candidates)
-    where = "" if claim.counted else f" ({scale})"
-    effects = _effects(claim, found, judged.results)
     if claim.counted:
-        effects = [
-            _counted(*one) for one in numbers(claim, judged.results) if one[0].holds(one[1]) == ("supported" in words)
-        ]
-    return f"**{claim.id}**, {claim.statement}: {effects[0]}; {verdict}{where}."
+        evidence = _surest_count(claim, judged.results, holds="supported" in words)
+    else:
+        effects = _effects(claim, found, judged.results)
+        evidence = f"We found {effects[0]} (percentage points); that is {verdict}, at {scale} scale."
+    return f"is **{claim.id}**, “{claim.statement}”. {evidence}"
+
+
+def _surest_count(claim: Claim, results: Path, holds: bool) -> str:
+    """The first of a counted claim's numbers that does, or does not, lie in its band; and how many do."""
+    counted = numbers(claim, results)
+    inside = [count.holds(number) for count, number in counted]
+    count, number = counted[inside.index(holds)]
+    low, high = count.band
+    return (
+        f"We found {number:.2f} for “{count.label}”, where {low} to {high} was expected; "
+        f"{sum(inside)} of {len(inside)} such numbers lie where they were expected."
+    )
 
 
 def claims_table(judged: Judged) -> str:
