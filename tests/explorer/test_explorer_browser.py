@@ -502,6 +502,8 @@ def test_it_fits_every_width_and_a_finger_drags(page, lens):
         assert used > 0.95 or width in (1024, 390), (width, used)
         screenshot(page, f"6-{width}")
     assert page.locator(".tile").first.bounding_box()["width"] >= 50
+    tops = [page.locator(f".saol-{part}").bounding_box()["y"] for part in ("stage", "rows")]
+    assert tops[1] < page.locator(".tiles").bounding_box()["y"] and tops[0] < tops[1], "the answers are in sight"
 
     page.locator(".saol-patch").scroll_into_view_if_needed()
     touch(page, page.locator(".saol-patch"), 7 * unit(page), 9 * unit(page))
