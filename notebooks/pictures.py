@@ -152,17 +152,22 @@ def attention(name="digits", count=5):
     with torch.inference_mode():
         outputs = model(scaled)
 
-    truths = [classes[label] for label in pictures.labels[:count]]
+    labels = pictures.labels[:count].tolist()
     says = {"SAOL": outputs.saol_log_probs.exp(), "GAP-FC": outputs.gap_logits.softmax(dim=1)}
-    titles = [title(truth, says, i, classes) for i, truth in enumerate(truths)]
+    titles = []
+    for i, label in enumerate(labels):
+        own = {layer: shares[i] for layer, shares in says.items()}
+        titles.append(title(label, own, classes))
     save(attention_grid(images, outputs.attention, titles=titles), "results/models", "attention")
 
 
-def title(truth, says, i, classes):
-    lines = [f"a {truth}"]
+def title(label, says, classes):
+    """What is there, and what each layer says of it by its shares (K,), how sure it is, and whether it is wrong."""
+    lines = [f"a {classes[label]}"]
     for layer, shares in says.items():
-        share, k = shares[i].max(dim=0)
-        lines.append(f"{layer}: {classes[k]}, {100 * share:.0f} %")
+        share, k = shares.max(dim=0)
+        wrong = "" if k == label else " WRONG"
+        lines.append(f"{layer}: {classes[k]}, {100 * share:.0f} %{wrong}")
     return "\n".join(lines)
 
 

@@ -217,6 +217,11 @@ def test_make_pictures_makes_every_picture_of_the_notebooks_folder(monkeypatch):
     assert "pictures.py film" in told.stdout and "pictures.py attention" in told.stdout
 
 
+def test_a_wrong_answer_is_marked_in_words():
+    says = {"SAOL": torch.tensor([0.1, 0.9]), "GAP-FC": torch.tensor([0.8, 0.2])}
+    assert pictures.title(0, says, ["cat", "dog"]) == "a cat\nSAOL: dog, 90 % WRONG\nGAP-FC: cat, 80 %"
+
+
 def test_the_slurm_line_names_what_exists():
     """No cluster is here: its script is read by bash, and its experiment is one of the paper profile's."""
     lines = [words for _, words in commands() if words[0] == "sbatch"]

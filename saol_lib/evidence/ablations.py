@@ -41,6 +41,7 @@ class Step(NamedTuple):
 
 
 FULL = "saol_cutmix_ss_sd"
+MIXED = Side("saol_cutmix")
 NARROW = {"logit_width": 10}  # as wide as CIFAR-10 has classes
 WIDE = {"logit_width": (None, 40)}  # None is max(K, 40)
 BRANCH, ATTENTION = {"mask_source": "branch"}, {"mask_source": "attention"}
@@ -51,13 +52,13 @@ STEPS = (
     Step("three blocks − one", "C8", Side("saol"), Side("saol", "saol", {"blocks": 1})),
     Step("three blocks − two", "C8", Side("saol"), Side("saol", "saol", {"blocks": 2})),
     Step("CutMix on GAP-FC: the control", "", Side("gap_fc_cutmix", "gap"), Side("gap_fc", "gap")),
-    Step("CutMix on SAOL", "C9", Side("saol_cutmix"), Side("saol")),
-    Step("+ L_SS1, by a branch", "C10", Side("saol_cutmix_ss1", "saol", BRANCH), Side("saol_cutmix")),
-    Step("+ L_SS1, by the attention", "C10", Side("saol_cutmix_ss1", "saol", ATTENTION), Side("saol_cutmix")),
-    Step("+ L_SS2", "C10", Side("saol_cutmix_ss2"), Side("saol_cutmix")),
-    Step("+ both, by a branch", "C10", Side("saol_cutmix_ss", "saol", BRANCH), Side("saol_cutmix")),
-    Step("+ both, by the attention", "C10", Side("saol_cutmix_ss", "saol", ATTENTION), Side("saol_cutmix")),
-    Step("+ L_SD beside both", "", Side(FULL), Side("saol_cutmix_ss")),
+    Step("CutMix on SAOL", "C9", MIXED, Side("saol")),
+    Step("SAOL with CutMix: + L_SS1 (branch)", "C10", Side("saol_cutmix_ss1", "saol", BRANCH), MIXED),
+    Step("SAOL with CutMix: + L_SS1 (attention)", "C10", Side("saol_cutmix_ss1", "saol", ATTENTION), MIXED),
+    Step("SAOL with CutMix: + L_SS2", "C10", Side("saol_cutmix_ss2"), MIXED),
+    Step("SAOL with CutMix: + L_SS1 (branch) + L_SS2", "C10", Side("saol_cutmix_ss", "saol", BRANCH), MIXED),
+    Step("SAOL with CutMix: + L_SS1 (attention) + L_SS2", "C10", Side("saol_cutmix_ss", "saol", ATTENTION), MIXED),
+    Step("SAOL with CutMix, L_SS1, L_SS2: + L_SD", "", Side(FULL), Side("saol_cutmix_ss")),
     Step("L_SD − plain CE, SAOL read", "C11", Side("saol_sd"), Side("saol_ce")),
     Step("L_SD − plain CE, GAP-FC read", "C11", Side("saol_sd", "gap"), Side("saol_ce", "gap")),
     Step("plain CE − GAP-FC, SAOL read", "C11", Side("saol_ce"), Side("gap_fc", "gap")),

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from saol_lib.evidence import cost, figures
+from saol_lib.evidence.tables import in_words
 from saol_lib.localization import score_maps
 from saol_lib.networks import build_backbone, build_model, multiply_adds
 from saol_lib.training.config import RunConfig
@@ -180,7 +181,7 @@ class Benchmark:
             seconds = cost.side_by_side(functions, 3 * self.rounds)
         ratios = cost.ratios(seconds, TERMS[0])
         self.measured |= {f"step of {name} / {TERMS[0]}": ratio for name, ratio in ratios.items()}
-        return _column(ratios, "time of a step, of GAP-FC's")
+        return _column(_by_name(ratios), "time of a step, of GAP-FC's")
 
     def options(self) -> pd.DataFrame:
         """A training step with each option of SAOL, in steps of SAOL as it is by default."""
@@ -366,6 +367,16 @@ class Benchmark:
     def _images(self) -> torch.Tensor:
         images = torch.randn(BATCH, 3, self.size, self.size)
         return images.contiguous(memory_format=torch.channels_last)
+
+
+def _by_name(ratios: Mapping[str, float]) -> dict[str, float]:
+    """Steps by the names that their arms have in figures; "full" is the last of TERMS."""
+    named = {}
+    for key, ratio in ratios.items():
+        arm, *rest = key.replace("full", TERMS[-1]).split(", ")
+        name, _ = in_words(arm)
+        named[", ".join([name, *rest])] = ratio
+    return named
 
 
 def _column(values: Mapping[str, float], name: str) -> pd.DataFrame:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -32,6 +33,7 @@ STYLE = sns.axes_style("whitegrid") | {
     "grid.color": "0.9",
 }
 WIDTH = 8.0  # inches: 800 pixels, a README's column
+NAME_WIDTH = 36  # letters of a row's name before it breaks
 COLOURS = dict(zip(FAMILIES.values(), ["black", *sns.color_palette("colorblind", 8)], strict=True))
 BLUE, ORANGE = "#0072B2", "#D55E00"
 COVER = 0.7  # how dark a picture is where a map is weakest
@@ -91,8 +93,9 @@ def effects(table: pd.DataFrame) -> Figure:
     """Paired differences in percentage points: a row an effect, a dot a seed (the columns), a bar for the mean."""
     long = table.melt(ignore_index=False, value_name="points")
     long = long.reset_index(names="effect")
+    long["effect"] = [fill(name.replace("+ ", "+\N{NO-BREAK SPACE}"), NAME_WIDTH) for name in long.effect]
     label = "difference in top-1 accuracy, same seed (percentage points)"
-    return _strips(long, "points", "effect", label, 0.35, color=BLUE)
+    return _strips(long, "points", "effect", label, 0.4, color=BLUE)
 
 
 @plt.rc_context(STYLE)
@@ -223,14 +226,19 @@ def reliability(table: pd.DataFrame) -> Figure:
 
 
 @plt.rc_context(STYLE)
-def bars(values: pd.Series, label: str, reference: float = 1.0) -> Figure:
-    """One horizontal bar an entry with its number, and a line at the reference; label: the quantity and its unit."""
-    figure, tile = _one_tile(0.8 + 0.35 * len(values))
-    drawn = tile.barh(list(values.index), values.to_numpy(), color=BLUE)
-    tile.bar_label(drawn, fmt="%.2f", padding=3)
-    tile.axvline(reference, color="0.3", linewidth=1)
-    tile.set(xlabel=label, xmargin=0.1)
+def bars(ratios: pd.Series, label: str) -> Figure:
+    """One horizontal bar an entry, a line at 1, and the numbers in a column of their own; label: what 1 stands for."""
+    figure, tile = _one_tile(0.8 + 0.35 * len(ratios))
+    names = [fill(name, NAME_WIDTH) for name in ratios.index]
+    tile.barh(names, ratios.to_numpy(), color=BLUE)
+    tile.axvline(1, color="0.3", linewidth=1)
+    tile.set_xlabel(label)
+    tile.grid(visible=False, axis="y")
     tile.invert_yaxis()
+
+    beside = tile.secondary_yaxis("right")
+    beside.set_yticks(range(len(ratios)), labels=[f"{ratio:.2f} ×" for ratio in ratios])
+    beside.tick_params(length=0)
     return figure
 
 
@@ -284,7 +292,7 @@ def attention_grid(
     figure.colorbar(
         shown,
         ax=axes,
-        label="attention per cell",
+        label="attention per cell (all cells of a picture: 1)",
         location="bottom",
         shrink=0.4,
         aspect=30,
@@ -423,64 +431,58 @@ def threshold_curves(lines: Mapping[str, tuple[Sequence, Sequence]], references:
 
 @plt.rc_context(STYLE)
 def share_curves(table: pd.DataFrame) -> Figure:
-    """A panel each of `panel`, a line each of `reading` (of READINGS): `value` by `area`, in 0..1 and shown in percent.
+    """`value` by `area`, in 0..1 and shown in percent: a column each of `panel`, a row each of `reading` (of READINGS).
 
-    Dots are means over ninths of the areas 5 to 95 %, their bars 95 % bootstrap intervals, bands the middle half.
+    Dots are means over ninths of the areas 5 to 95 %, their bars 95 % bootstrap intervals, the band the middle half.
+    Thin grey lines are the means of the other rows.
     """
     ninth = (100 * table.area - 5) // 10
     middle = 10 * ninth.clip(0, 8) + 10
     table = table.assign(area=middle, value=100 * table.value)
+    panels = list(table.panel.unique())
     there = set(table.reading)
-    shared = {
-        "x": "area",
-        "y": "value",
-        "hue": "reading",
-        "palette": READINGS,
-        "hue_order": [reading for reading in READINGS if reading in there],
-    }
-    grid = sns.relplot(
-        table,
-        **shared,
-        col="panel",
-        kind="line",
-        errorbar=("pi", 50),
-        height=3.3,
-        aspect=0.82,
-    )
+    names = [name for name in READINGS if name in there]
 
-    panels = table.groupby("panel", sort=False)
-    for (panel, part), tile in zip(panels, grid.axes.flat, strict=True):
-        _draw_means(tile, part, shared)
-        tile.plot([0, 100], [0, 100], color="0.4", linestyle="--", linewidth=1)
-        tile.set(title=panel, xlim=(0, 100), ylim=(0, 100), aspect="equal")
+    figure, axes = _figure(WIDTH, 0.4 + 2.2 * len(names), len(names), len(panels))
+    for line, name in zip(axes, names, strict=True):
+        drawn = []
+        for tile, panel in zip(line, panels, strict=True):
+            column = table[table.panel == panel]
+            if (column.reading == name).any():
+                _draw_shares(tile, column, name)
+                drawn.append(tile)
+            else:
+                tile.set_axis_off()
+        drawn[0].set_ylabel(f"{name}\nshare (%)")
 
-    grid.set_axis_labels("area (% of the image)", "share (%)")
-    sns.move_legend(
-        grid,
-        "lower center",
-        ncol=3,
-        title="",
-        bbox_to_anchor=(0.45, 0.98),
-    )
-    plt.close(grid.figure)
-    return grid.figure
+    for column, panel in zip(axes.T, panels, strict=True):
+        with_lines = [tile for tile in column if tile.lines]
+        with_lines[0].set_title(panel)
+        with_lines[-1].set_xlabel("area (% of the image)")
+    return figure
 
 
-def _draw_means(tile: Axes, table: pd.DataFrame, shared: dict) -> None:
-    """Dots at the means of each area, with their bootstrap intervals."""
+def _draw_shares(tile: Axes, table: pd.DataFrame, name: str) -> None:
+    """One reading's mean and middle half by area, over the other readings' means."""
+    own = table[table.reading == name]
+    for _, other in table[table.reading != name].groupby("reading"):
+        means = other.groupby("area").value.mean()
+        tile.plot(means, color="0.6", linewidth=1)
+
+    shared = {"data": own, "x": "area", "y": "value", "color": READINGS[name], "ax": tile}
+    sns.lineplot(**shared, errorbar=("pi", 50))
     sns.lineplot(
-        table,
         **shared,
-        ax=tile,
         marker="o",
         markersize=4,
         linestyle="",
-        legend=False,
         errorbar=("ci", 95),
         err_style="bars",
         n_boot=200,
         seed=0,
     )
+    tile.plot([0, 100], [0, 100], color="0.4", linestyle="--", linewidth=1)
+    tile.set(xlim=(0, 100), ylim=(0, 100), xlabel="", ylabel="")
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

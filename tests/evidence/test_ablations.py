@@ -42,8 +42,8 @@ def test_both_readings_of_the_mask_are_told_apart():
     runs = make([60.0], "saol_cutmix") + make([61.0], "saol_cutmix_ss1")
     runs += make([57.0], "saol_cutmix_ss1", mask_source="attention")
     found = Ablations(runs).found
-    assert found["+ L_SS1, by a branch"].differences == (1.0,)
-    assert found["+ L_SS1, by the attention"].differences == (-3.0,)
+    assert found["SAOL with CutMix: + L_SS1 (branch)"].differences == (1.0,)
+    assert found["SAOL with CutMix: + L_SS1 (attention)"].differences == (-3.0,)
 
 
 def test_seeds_that_one_side_lacks_are_left_out_and_missing_steps_are_named():

@@ -65,6 +65,18 @@ def test_what_is_saved_is_what_was_measured_and_nothing_empty(small, tmp_path):
     assert stored(tmp_path / "nowhere") == {}
 
 
+def test_steps_have_the_names_of_other_figures_and_are_kept_under_their_arms(small, monkeypatch):
+    monkeypatch.setattr(cost, "steps", lambda configs: dict.fromkeys(configs))
+    monkeypatch.setattr(cost, "with_whole_batch_pass", lambda config: None)
+    monkeypatch.setattr(cost, "side_by_side", lambda calls, rounds: {name: 2.0 + i for i, name in enumerate(calls)})
+    table = small.terms()
+    names = ["GAP-FC", "SAOL", "SAOL + L_SS1", "SAOL + L_SS2", "SAOL + L_SS", "SAOL + L_SS + L_SD"]
+    passes = ["second pass over the sources", "second pass over the batch"]
+    assert list(table.index) == [*names, *(f"SAOL + L_SS + L_SD, {one}" for one in passes)]
+    assert small.measured["step of saol_cutmix_ss_sd / gap_fc_cutmix"] == 3.5
+    assert small.measured["step of full, second pass over the batch / gap_fc_cutmix"] == 4.5
+
+
 def test_an_option_costs_what_it_takes_of_the_default(small, monkeypatch):
     monkeypatch.setattr(cost, "steps", lambda configs: dict.fromkeys(configs))
     monkeypatch.setattr(cost, "side_by_side", lambda calls, rounds: {name: 3.0 for name in calls} | {"default": 2.0})

@@ -225,19 +225,42 @@ def test_a_map_that_is_nowhere_positive_leaves_the_picture_dark(scenes):
     assert figure.axes[1].images[1].get_alpha().min() == pytest.approx(figures.COVER)
 
 
-def test_share_curves_draw_the_mean_and_the_middle_half_of_each_ninth():
+def test_share_curves_draw_the_mean_and_the_middle_half_of_each_ninth_a_row_a_reading():
     values = {0.07: [0.1, 0.2, 0.3, 0.4, 0.5], 0.94: [0.9] * 5}
     rows = [("p", "SAOL", area, value) for area, part in values.items() for value in part]
-    table = pd.DataFrame([*rows, ("q", "GAP-FC", 0.5, 0.6)], columns=["panel", "reading", "area", "value"])
+    rows += [("p", "GAP-FC", 0.07, 0.1), ("p", "GAP-FC", 0.94, 0.7), ("q", "SAOL", 0.5, 0.6)]
+    table = pd.DataFrame(rows, columns=["panel", "reading", "area", "value"])
     figure = figures.share_curves(table)
-    left, right = figure.axes
-    assert [left.get_title(), right.get_title()] == ["p", "q"]
-    (line, *_) = [line for line in left.lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"]
-    assert line.get_xydata().tolist() == [[10.0, pytest.approx(30)], [90.0, pytest.approx(90)]]
+    (left, right), (below, empty) = np.array(figure.axes).reshape(2, 2)
+    assert [left.get_title(), right.get_title(), below.get_title()] == ["p", "q", ""]
+    assert [tile.get_ylabel().split("\n")[0] for tile in (left, below)] == ["SAOL", "GAP-FC"]
+    assert not empty.axison and not empty.lines, "what has no map has no tile"
+
+    def solid(tile, colour):
+        lines = [line for line in tile.lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"]
+        return [line.get_xydata().tolist() for line in lines if same_color(line.get_color(), colour)]
+
+    saol = [[10.0, pytest.approx(30)], [90.0, pytest.approx(90)]]
+    gap = [[10.0, pytest.approx(10)], [90.0, pytest.approx(70)]]
+    assert solid(left, figures.READINGS["SAOL"]) == solid(below, "0.6") == [saol]
+    assert solid(below, figures.READINGS["GAP-FC"]) == solid(left, "0.6") == [gap]
     assert [0, 100] in [list(line.get_xdata()) for line in left.lines if line.get_linestyle() == "--"]
     band = {round(y) for y in left.collections[0].get_paths()[0].vertices[:, 1]}
-    assert band == {20, 40, 90}
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["SAOL", "GAP-FC"]
+    assert band == {20, 40, 90}, "the bands of two rows never lie on each other"
+
+
+def test_bars_have_a_line_at_one_and_their_numbers_beside_them():
+    figure = figures.bars(
+        pd.Series({"GAP-FC": 1.0, "SAOL + L_SS + L_SD, second pass over the sources": 1.294}), "times"
+    )
+    (tile,) = figure.axes
+    assert [bar.get_width() for bar in tile.patches] == [1.0, 1.294] and tile.get_xlabel() == "times"
+    assert [line.get_xdata() for line in tile.lines] == [[1, 1]]
+    names = [label.get_text().replace("\n", " ") for label in tile.get_yticklabels()]
+    assert names == ["GAP-FC", "SAOL + L_SS + L_SD, second pass over the sources"]
+    (beside,) = tile.child_axes
+    assert [label.get_text() for label in beside.get_yticklabels()] == ["1.00 ×", "1.29 ×"]
+    assert not tile.texts, "no number lies in the picture, where a bar or the line could cross it"
 
 
 def test_forest_draws_every_effect_with_its_interval_and_the_smallest_that_counts():
