@@ -595,13 +595,22 @@ def test_scenes_show_what_their_captions_say(name):
         x0, y0, x1, y1 = lens.pictures.boxes[hidden.base].tolist()
         assert hidden.box[0] <= x0 and hidden.box[1] <= y0 and hidden.box[2] > x1 and hidden.box[3] > y1
     else:
-        there = [lens.classes[lens.pictures.labels[i]] for i in (opening.base, opening.source)]
-        assert there == ["ship", "airplane"] and said(whole) == (8, 8, 8)
+        ship, airplane, cat, horse, frog = map(lens.classes.index, ("ship", "airplane", "cat", "horse", "frog"))
+
+        def there(state):
+            return [int(lens.pictures.labels[i]) for i in (state.base, state.source)]
+
         told, alone = lens.numbers(opening), lens.numbers(whole)
-        assert told["held"] > 0.5 and said(opening)[0] == lens.classes.index("airplane")
-        assert min(alone["saol"][8], alone["gap"][8]) > 0.8
-        both = lens.numbers(scenes["A horse and a cat"])
-        assert max(both["saol"]) < 0.5 and lens.pictures.labels[scenes["A class it does not know"].base] == -1
+        assert there(opening) == [ship, airplane] and said(whole) == (ship, ship, ship)
+        assert min(told["saol"][ship], told["saol"][airplane]) > 0.3 and 0.2 < told["held"] < 0.8
+        assert min(alone["saol"][ship], alone["gap"][ship]) > 0.5
+        pair = scenes["A cat and a horse"]
+        both = lens.numbers(pair)["saol"]
+        assert there(pair) == [cat, horse] and min(both[cat], both[horse]) > 0.25
+        assert abs(both[cat] - both[horse]) < 0.1
+        assert said(scenes["Where the layers differ"]) == (cat, frog, cat)
+        assert said(fails) == (airplane, airplane, lens.classes.index("truck"))
+        assert lens.pictures.labels[scenes["A class it does not know"].base] == -1
 
 
 def test_twenty_drawings_show_every_class_and_no_two_are_alike():
@@ -623,7 +632,7 @@ def test_the_network_gets_some_drawings_right_and_some_wrong():
     lens = shipped.shipped_lenses()["cifar10"]
     labels = lens.pictures.labels
     right = [lens.target(State(base=i, box=(0, 0, 0, 0))) == labels[i] for i in range(9, 29)]
-    assert len(labels) == 29 <= THUMBS and 8 <= sum(right) <= 15
+    assert len(labels) == 29 <= THUMBS and 10 <= sum(right) <= 18
     assert (labels != -1).sum() >= 20
 
 
