@@ -21,9 +21,9 @@ PY := "$(VENV)/bin/python"
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 endif
 DATA_FLAG = $(if $(DATA),--data "$(DATA)")
-STUDY_FLAGS = $(if $(ONLY),--only "$(ONLY)") $(foreach one,$(SET),--set "$(one)") \
-	$(if $(PROCESSES),--processes $(PROCESSES)) $(if $(WORKERS),--workers $(WORKERS)) \
-	$(if $(PER_GPU),--per-gpu $(PER_GPU)) $(if $(RESULTS),--results "$(RESULTS)")
+SHOWN_FLAGS = $(if $(ONLY),--only "$(ONLY)") $(foreach one,$(SET),--set "$(one)") \
+	$(if $(WORKERS),--workers $(WORKERS)) $(if $(RESULTS),--results "$(RESULTS)")
+STUDY_FLAGS = $(SHOWN_FLAGS) $(if $(PROCESSES),--processes $(PROCESSES)) $(if $(PER_GPU),--per-gpu $(PER_GPU))
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider
 NUMERIC = tests/test_layers.py tests/test_cutmix.py tests/test_losses.py tests/test_attach.py
@@ -37,14 +37,14 @@ help: ## this list
 	@echo
 	@echo "  PROFILE=quick|cpu|paper   how much to run (now: $(PROFILE)); notebooks/profiles says what each costs"
 	@echo "  DATA=DIR                  folder of a data set of your own, CIFAR-10 say"
-	@echo "  ONLY=02                   for replicate: this notebook alone; for study ONLY=cifar10-wrn: this file of the profile"
+	@echo "  ONLY=02                   for replicate: this notebook alone; for both ONLY=cifar10-wrn: this experiment of the profile"
 	@echo "  PYTHON=python3.11         the Python, 3.11 or newer, from which .venv is made"
 	@echo "  VENV=DIR                  use this environment of yours as it is; nothing is installed in it"
 
 setup: $(READY) ## make .venv with the pinned packages, or check that of VENV (6 GB, some 4 minutes)
 
 replicate: $(READY) ## run every numbered notebook in PROFILE, on DATA if given; executed copies go to results/PROFILE
-	@$(PY) notebooks/run.py replicate --profile "$(PROFILE)" $(DATA_FLAG) $(if $(ONLY),--only "$(ONLY)")
+	@$(PY) notebooks/run.py replicate --profile "$(PROFILE)" $(DATA_FLAG) $(SHOWN_FLAGS)
 
 test: $(READY) ## everything that CI checks: style, tests, notebooks, claims; stops at the first failure
 	$(PY) -m ruff check .

@@ -1,8 +1,9 @@
 """Run, refresh and check the notebooks: `python notebooks/run.py replicate|refresh|check|alone`.
 
 A *run* notebook has a cell tagged `parameters`, whose literal defaults are the quick profile; any other profile is a
-YAML file of values for that cell, `notebooks/profiles/<profile>/NN.yaml`. A *report* notebook has no such cell and runs
-in every profile. Nothing is removed or replaced before a request is accepted and its result is there.
+YAML file of values for that cell, `notebooks/profiles/<profile>/NN.yaml`; a list of experiments there means a copy for
+each. A *report* notebook has no such cell and runs in every profile. Nothing is removed or replaced before a request is
+accepted and its result is there.
 """
 
 import argparse
@@ -15,17 +16,19 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import nbformat
 import papermill
 import psutil
+import yaml
 from filelock import FileLock, Timeout
 from gate import NOTEBOOKS, RESULTS, check, defaults, normalise, one_line, profile_values, read, show
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from saol_lib.evidence import summary
-from saol_lib.training import in_training, load_runs, notebook_runs
+from saol_lib.training import in_training, load_runs, notebook_runs, resolve, study_configs
 from saol_lib.training.runs import load_finished, run_id, source_hash
 
 QUICK = "quick"
@@ -38,10 +41,20 @@ class Occupied(RuntimeError):
 # --- what a request means --------------------------------------------------------------------------------------------
 
 
-def plan(profile, folder=NOTEBOOKS, data=None, only=None):
-    """{notebook: its parameters, or None where the profile leaves it out}, all checked before anything runs.
+class Job(NamedTuple):
+    """A notebook to run."""
 
-    Raises ValueError (unknown profile, key, number) or FileNotFoundError (data directory).
+    path: Path
+    parameters: dict | None  # None: the profile leaves it out
+    copy: str  # the name of its executed copy
+
+
+def plan(profile, folder=NOTEBOOKS, data=None, only=None, given=None):
+    """The jobs of a request, all checked before anything runs.
+
+    only: a notebook's two digits, or the name of an experiment. given: values that take the place of the profile's;
+    of them `changes`, settings of an experiment's runs, go to experiments alone.
+    Raises ValueError (unknown profile, key, number or experiment) or FileNotFoundError (data directory).
     """
     known = sorted({QUICK, *(path.name for path in folder.glob("profiles/*"))})
     if profile not in known:
@@ -49,40 +62,76 @@ def plan(profile, folder=NOTEBOOKS, data=None, only=None):
     if data and not Path(data).is_dir():
         raise FileNotFoundError(f"data directory {str(data)!r} does not exist: give the folder that holds the data set")
 
-    paths = sorted(folder.glob(f"{only or '[0-9][0-9]'}_*.ipynb"))
+    given = dict(given or {})
+    if data:
+        given["data_dir"] = str(Path(data).resolve())
+    is_number = only is not None and only[:1].isdigit()
+    paths = sorted(folder.glob(f"{only if is_number else '[0-9][0-9]'}_*.ipynb"))
     if not paths:
         raise ValueError(f"no notebook {only or 'NN'}_*.ipynb: expected two digits, as in 01")
-    return {path: _parameters(path, profile, data) for path in paths}
+    jobs = [job for path in paths for job in _jobs(path, profile, given)]
+    if only is None or is_number:
+        return jobs
+
+    shown = {experiment_of(job): job for job in jobs if experiment_of(job)}
+    if only not in shown:
+        told = f"choose one of {', '.join(sorted(shown))}" if shown else f"profile {profile!r} shows none by its name"
+        raise ValueError(f"no notebook {only!r}, and no experiment: {told}")
+    return [job for job in jobs if experiment_of(job) == only]
 
 
-def _parameters(path, profile, data):
+def _jobs(path, profile, given):
+    """One job of a notebook; where its profile names a list of experiments, one for each."""
     known = defaults(read(path))
     file = profile_file(path, profile)
     if not file.exists() and known is not None and profile != QUICK:
-        return None
+        return [Job(path, None, path.name)]
 
     values = profile_values(file, known) if file.exists() else {}
-    if data and "data_dir" in (known or {}):
-        values["data_dir"] = str(Path(data).resolve())
-    return values
+    values |= {name: value for name, value in given.items() if name in (known or {}) and name != "changes"}
+    if not isinstance(values.get("experiment"), list):
+        return [Job(path, values, path.name)]
+
+    values["changes"] = values.get("changes", {}) | given.get("changes", {})
+    jobs = []
+    for experiment in values["experiment"]:
+        jobs.append(Job(path, values | {"experiment": experiment}, f"{path.name[:2]}_{experiment}.ipynb"))
+    return jobs
+
+
+def experiment_of(job):
+    return (job.parameters or {}).get("experiment")
+
+
+def runs_of(job, profile):
+    """The configurations of a job's own runs: those of its profile file, or of its experiment."""
+    experiment = experiment_of(job)
+    if experiment:
+        return study_configs(profile, only=experiment, changes=job.parameters["changes"])[0]
+    return notebook_runs(profile_file(job.path, profile))[0]
+
+
+def finished(configs, home):
+    """How many of these runs are finished in a results folder."""
+    return sum(load_finished(home, run_id(config.identity())) is not None for config in configs)
 
 
 def profile_file(path, profile):
     return path.parent / "profiles" / profile / f"{path.name[:2]}.yaml"
 
 
-def is_only_shown(path, profile, parameters, copy):
+def is_only_shown(job, profile, home):
     """Whether there is nothing to do: an executed copy, all its runs finished, and no data to make it anew.
 
     A forgotten DATA must not cost a copy that shows more than could be made without the data.
     """
-    file = profile_file(path, profile)
-    if not copy.exists() or not file.exists() or parameters.get("data_dir"):
+    has_file = profile_file(job.path, profile).exists()
+    if not (home / job.copy).exists() or not has_file or job.parameters.get("data_dir"):
         return False
-    configs, _ = notebook_runs(file)
+    configs = runs_of(job, profile)
     if not configs or configs[0].dataset == "digits":
         return False
-    return all(load_finished(copy.parent, run_id(config.identity())) for config in configs)
+    return finished(configs, home) == len(configs)
 
 
 # --- one notebook ----------------------------------------------------------------------------------------------------
@@ -201,17 +250,20 @@ def _prepared(home):
 # --- the commands ----------------------------------------------------------------------------------------------------
 
 
-def replicate(profile, folder=NOTEBOOKS, results=RESULTS, data=None, only=None):
-    """Run every numbered notebook in one profile and print a summary; return the number of notebooks that failed."""
-    jobs = plan(profile, folder, data, only)
-    home = results / profile
+def replicate(profile, folder=NOTEBOOKS, results=RESULTS, data=None, only=None, given=None):
+    """Run every numbered notebook in one profile and print a summary; return the number of notebooks that failed.
+
+    given: see `plan`; its "results" is the folder where the copies go, <results>/<profile> without it.
+    """
+    jobs = plan(profile, folder, data, only, given)
+    home = resolve((given or {}).get("results") or results / profile)
     lines, failures = [], []
     with _prepared(home):
-        for path, parameters in jobs.items():
-            line, failure = _replicate_one(path, profile, parameters, home / path.name)
-            lines.append(f"{path.name:30} {line}")
+        for job in jobs:
+            line, failure = _replicate_one(job, profile, home)
+            lines.append(f"{job.copy:30} {line}")
             if failure:
-                failures.append((path.name, *failure))
+                failures.append((job.copy, *failure))
 
     print(f"\nNotebooks, profile {profile}", *lines, f"Figures: {show(home / 'figures')}", sep="\n")
     print(summary(load_runs(home.resolve())), flush=True)
@@ -221,16 +273,20 @@ def replicate(profile, folder=NOTEBOOKS, results=RESULTS, data=None, only=None):
     return len(failures)
 
 
-def _replicate_one(path, profile, parameters, copy):
+def _replicate_one(job, profile, home):
     """(what the summary says of it, None or its failure)."""
-    if parameters is None:
-        return f" skipped: profiles/{profile} has no {path.name[:2]}.yaml", None
-    if is_only_shown(path, profile, parameters, copy):
+    copy = home / job.copy
+    if job.parameters is None:
+        return f" skipped: profiles/{profile} has no {job.path.name[:2]}.yaml", None
+    if is_only_shown(job, profile, home):
         return f" {show(copy)} is shown as it is: its runs are finished, and DATA is not given", None
+    experiment = experiment_of(job)
+    if experiment and not finished(runs_of(job, profile), home):
+        return f" skipped: no run of it is finished; make study PROFILE={profile} ONLY={experiment} trains them", None
 
-    print(f"running {path.name}", flush=True)
+    print(f"running {job.copy}", flush=True)
     start = time.perf_counter()
-    failure = run(path, parameters, copy)
+    failure = run(job.path, job.parameters, copy)
     seconds = time.perf_counter() - start
     if failure is None:
         return f"{seconds:6.0f} s  {show(copy)}", None
@@ -279,7 +335,10 @@ def main(argv=None):
     replicating = commands.add_parser("replicate", help="run every numbered notebook in one profile")
     replicating.add_argument("--profile", default=QUICK)
     replicating.add_argument("--data", help="the folder of a data set of your own")
-    replicating.add_argument("--only", help="the number of the one notebook to run, such as 01")
+    replicating.add_argument("--only", help="one notebook's number, such as 01, or one experiment of the profile")
+    replicating.add_argument("--results", help="another results folder than results/PROFILE")
+    replicating.add_argument("--workers", type=int, help="processes that decode images")
+    replicating.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an experiment's setting")
     refreshing = commands.add_parser("refresh", help="execute notebooks in place, quick profile")
     refreshing.add_argument("notebooks", nargs="*", type=Path, help="these only")
     commands.add_parser("check", help="say what keeps notebooks and profiles from being committed")
@@ -297,9 +356,24 @@ def main(argv=None):
         parser.exit(130, "stopped; the same command goes on: finished runs and epochs are kept\n")
 
 
+def _given(options):
+    """What the options say in place of the profile; ValueError for a setting that is none."""
+    given = {"results": options.results, "workers": options.workers}
+    changes = {}
+    for text in options.set:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise ValueError(f"--set {text} is no setting; write NAME=VALUE, as in epochs=1")
+        changes[name] = yaml.safe_load(value)
+    if changes and (options.only is None or options.only[:1].isdigit()):
+        raise ValueError("SET changes the runs of an experiment: name it, as in ONLY=cifar10-wrn")
+    return {name: value for name, value in (given | {"changes": changes}).items() if value}
+
+
 def _run_command(options):
     if options.command == "replicate":
-        return int(replicate(options.profile, data=options.data, only=options.only) > 0)
+        given = _given(options)
+        return int(replicate(options.profile, data=options.data, only=options.only, given=given) > 0)
     if options.command == "refresh":
         return refresh(options.notebooks or sorted(NOTEBOOKS.glob("*.ipynb")))
     if options.command == "alone":

@@ -13,7 +13,7 @@ import run as notebooks
 from nbformat import v4
 
 from saol_lib.evidence import CheckFailed, check
-from saol_lib.training import Run, grid, save_run
+from saol_lib.training import Run, files, grid, save_run
 from saol_lib.training.checkpoints import lock
 from saol_lib.training.runs import source_hash
 
@@ -52,9 +52,9 @@ def folder(tmp_path):
 
 def test_plan_takes_defaults_profiles_and_data(folder, tmp_path):
     names = ["00_story.ipynb", "01_train.ipynb", "02_other.ipynb"]
-    plan = {path.name: parameters for path, parameters in notebooks.plan("quick", folder).items()}
+    plan = {job.copy: job.parameters for job in notebooks.plan("quick", folder)}
     assert plan == {name: {} for name in names}
-    plan = {path.name: parameters for path, parameters in notebooks.plan("cpu", folder, data=tmp_path).items()}
+    plan = {job.copy: job.parameters for job in notebooks.plan("cpu", folder, data=tmp_path)}
     assert plan == {names[0]: {}, names[1]: {"epochs": 7, "data_dir": str(tmp_path)}, names[2]: None}
 
 
@@ -66,6 +66,7 @@ def test_plan_takes_defaults_profiles_and_data(folder, tmp_path):
         ("7", {}, "holds one int"),
         ("epochs: 7", {"data": "nowhere"}, "data directory 'nowhere' does not exist"),
         ("epochs: 7", {"only": "09"}, "no notebook 09_"),
+        ("epochs: 7", {"only": "wrn"}, "no notebook 'wrn', and no experiment: profile 'cpu' shows none by its name"),
     ],
 )
 def test_wrong_requests_get_one_sentence_and_nothing_runs(folder, tmp_path, text, arguments, sentence):
@@ -172,6 +173,59 @@ def test_a_forgotten_data_folder_costs_no_committed_copy(folder, tmp_path, capsy
     assert (home / "01_train.ipynb").read_text() == "committed"
 
 
+@pytest.fixture
+def experiments(folder, monkeypatch):
+    """Notebook 02 shows two experiments of the profile, whose runs are those of `configs_of`."""
+    cell = "profile = 'quick'\nresults = ''\ndata_dir = None\nexperiment = None\nchanges = {}"
+    write(folder / "02_other.ipynb", "print(experiment, changes, data_dir)", parameters=cell)
+    (folder / "profiles/cpu/02.yaml").write_text("experiment: [one, two]\nchanges: {epochs: 3}")
+    common = "{dataset: cifar10, backbone: resnet-8, epochs: 9}"
+    for name, seeds in (("one", "[0, 1]"), ("two", "[5]")):
+        text = f"results: results/cpu\ncommon: {common}\ngrids: [{{arms: [gap_fc], seeds: {seeds}}}]"
+        (folder / "profiles/cpu" / f"{name}.yaml").write_text(text)
+    (folder / "profiles/cpu/01.yaml").unlink()
+    monkeypatch.setattr(files, "ROOT", folder.parent)
+    return folder
+
+
+def test_every_experiment_of_a_list_has_its_own_copy(experiments, tmp_path):
+    jobs = notebooks.plan("cpu", experiments, data=tmp_path)
+    assert [job.copy for job in jobs] == ["00_story.ipynb", "01_train.ipynb", "02_one.ipynb", "02_two.ipynb"]
+    assert [notebooks.experiment_of(job) for job in jobs] == [None, None, "one", "two"]
+
+    given = {"changes": {"epochs": 1, "seeds": [0]}, "results": "results/own"}
+    (job,) = notebooks.plan("cpu", experiments, only="one", given=given)
+    assert job.parameters == given | {"experiment": "one"} and len(notebooks.runs_of(job, "cpu")) == 1
+    with pytest.raises(ValueError, match="no notebook 'three', and no experiment: choose one of one, two"):
+        notebooks.plan("cpu", experiments, only="three")
+
+
+def test_an_experiment_is_shown_once_a_run_of_it_is_finished(experiments, tmp_path, capsys):
+    home = tmp_path / "results/cpu"
+    (first, second) = grid(["gap_fc"], [0, 1], dataset="cifar10", backbone="resnet-8", epochs=3)
+    store(home, first.identity())
+    assert notebooks.replicate("cpu", experiments, tmp_path / "results", tmp_path, only="02") == 0
+    told = capsys.readouterr().out
+    assert "02_two.ipynb" in told and "make study PROFILE=cpu ONLY=two trains them" in told
+    copy = notebooks.read(home / "02_one.ipynb")
+    assert copy.cells[-1].outputs[0].text == "one {'epochs': 3} DATA\n" and not (home / "02_two.ipynb").exists()
+
+    store(home, second.identity())
+    assert notebooks.replicate("cpu", experiments, tmp_path / "results", only="one") == 0
+    assert "its runs are finished, and DATA is not given" in capsys.readouterr().out
+
+
+def test_settings_from_a_shell_go_to_an_experiment_alone(capsys):
+    options = ["replicate", "--profile", "paper", "--set", "epochs=1"]
+    for wrong, sentence in (
+        (options, "SET changes the runs of an experiment"),
+        ([*options, "--set", "x"], "--set x is"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            notebooks.main(wrong)
+        assert stopped.value.code == 2 and capsys.readouterr().err.startswith(sentence)
+
+
 def test_the_quick_folder_is_emptied_only_after_a_request_is_accepted(folder, tmp_path):
     kept = tmp_path / "results/quick/runs/mine.json"
     kept.parent.mkdir(parents=True)
@@ -225,7 +279,7 @@ import sys
 from pathlib import Path
 import run
 run.RESULTS = Path(sys.argv[1]) / "results"
-run.replicate.__defaults__ = (Path(sys.argv[1]) / "notebooks", run.RESULTS, None, None)
+run.replicate.__defaults__ = (Path(sys.argv[1]) / "notebooks", run.RESULTS, None, None, None)
 sys.exit(run.main(["replicate"]))
 """
 

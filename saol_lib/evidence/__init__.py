@@ -8,7 +8,7 @@ _HOME = {
     "checks": ("CheckFailed", "check"),
     "choosing": ("precision_chosen", "precisions", "rates", "regime_chosen", "regimes"),
     "gallery": ("attention_in_boxes", "attention_pictures", "evaluated_on"),
-    "parameters": ("configs_of",),
+    "parameters": ("configs_of", "finished_of", "finished_stages", "stages_of"),
     "report": ("show",),
     "statistics": ("Comparison", "compare"),
     "claims": ("load_claims", "verdicts"),

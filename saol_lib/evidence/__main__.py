@@ -1,4 +1,6 @@
-"""`python -m saol_lib.evidence` writes README's generated blocks and results/README.md anew; `--check` compares them.
+"""`python -m saol_lib.evidence` writes README's generated blocks, results/README.md and results/paper/README.md anew.
+
+`--check` compares them.
 
 `python -m saol_lib.evidence report` writes results/report.html.
 """

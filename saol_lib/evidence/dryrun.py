@@ -1,14 +1,17 @@
 """The paper profile without a GPU and without its data: what is counted, what is rehearsed, and the page that tells it.
 
 `python -m saol_lib.evidence.dryrun` counts every network of the profile at full size, rehearses each of them with every
-loss on made data (two steps, saved, resumed, evaluated, loaded again; then by two processes), and writes
-results/paper/costs.json, results/paper/README.md and the counted lines of the profile's files.
+loss on made data (two steps, saved, resumed, evaluated, loaded again; then by two processes), trains and shows every
+experiment by its two commands in miniature, up to its executed notebooks, and writes results/paper/costs.json,
+results/paper/README.md and the counted lines of the profile's files.
 What is done is written at once, and `--missing` goes on with what is not there. `--small` rehearses the small networks
-alone and writes nothing, `--count` rehearses none, `--page` only writes the page from costs.json.
+and one experiment alone and writes nothing, `--count` rehearses none, `--page` only writes the page from costs.json.
 """
 
 import argparse
 import logging
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,65 +20,40 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import yaml
 
 from saol_lib.data import load
 from saol_lib.evidence import made_data
 from saol_lib.evidence.forecast import count, structure
-from saol_lib.evidence.paper import PROFILE, case_name, read_costs, write_costs, write_page
-from saol_lib.training import ARMS, RunConfig, evaluate, load_model, read_runs, train
+from saol_lib.evidence.paper import (
+    FULLEST,
+    PROFILE,
+    case_name,
+    notebooks_of,
+    profile_runs,
+    read_costs,
+    representatives,
+    write_costs,
+    write_page,
+)
+from saol_lib.training import ROOT, RunConfig, evaluate, load_model, train
 from saol_lib.training.checkpoints import load_checkpoint
 from saol_lib.training.distributed import launch
 from saol_lib.training.loop import Trainer
-from saol_lib.training.profiles import experiments
+from saol_lib.training.profiles import experiments, study_configs
 from saol_lib.training.recipe import batches
 from saol_lib.training.runs import run_id
 
 SMALL = ("wrn-40-2",)
 SMALL_ARMS = ("gap_fc", "saol_cutmix_ss_sd")
-FULLEST = "saol_cutmix_ss_sd"  # the arm with every loss
+SMALL_EXPERIMENT = "cifar10-wrn40"
+MINIATURE = ("epochs=1", "eval_every=1", "batch_size=4", "seeds=[0]", "schedule=cosine", "milestones=[]", "lr=0.01")
+MINIATURE += ("weight_decay=1.0e-4", "clip_norm=null", "autocast=none", "pretrained=false")
+NETWORKS = {"cifar10": "resnet-8-8", "cifar100": "resnet-8-8", "imagenet": "resnet18", "cub": "resnet18"}
 ALONE, BOTH = "one process", "one process, two processes"  # by whom a case was rehearsed
 
 
-def profile_runs() -> list[RunConfig]:
-    """Every run of the profile's experiments, each once."""
-    found = {}
-    for path in experiments(PROFILE):
-        for config in read_runs(path)[0]:
-            found.setdefault(run_id(config.identity()), config)
-    return list(found.values())
-
-
 # --- which runs stand for all -----------------------------------------------------------------------------------------
-
-
-def representatives(configs: Sequence[RunConfig]) -> list[RunConfig]:
-    """One run for each network, losses and options, with CutMix where the profile has it so.
-
-    Of a network on a further data set only the first run with every loss: nothing but the number of classes is new.
-    """
-    found: dict[str, RunConfig] = {}
-    for config in configs:
-        name = case_name(replace(config, dataset="cifar10", arm=_without_cutmix(config.arm)))
-        known = found.get(name)
-        if known is None or (known.dataset == config.dataset and _is_cutmix(config) > _is_cutmix(known)):
-            found[name] = config
-
-    further: dict[tuple, RunConfig] = {}
-    there = {(config.dataset, config.backbone) for config in found.values()}
-    for config in configs:
-        if config.arm == FULLEST and (config.dataset, config.backbone) not in there:
-            further.setdefault(config.dataset, config)
-    return [*found.values(), *further.values()]
-
-
-def _without_cutmix(arm: str) -> str:
-    """The arm with the same losses that has no CutMix, where there is one; with L_SS there is none."""
-    plain = arm.replace("_cutmix", "")
-    return plain if plain in ARMS else arm
-
-
-def _is_cutmix(config: RunConfig) -> bool:
-    return ARMS[config.arm].cutmix
 
 
 def for_two(configs: Sequence[RunConfig]) -> list[RunConfig]:
@@ -171,20 +149,76 @@ def _train_all(configs: Sequence[RunConfig], data_dir: Path, results: Path) -> N
         train(config, results, progress=False)
 
 
+# --- the two commands of an experiment --------------------------------------------------------------------------------
+
+
+def show(experiment: str, data_dir: Path, results: Path) -> list[str]:
+    """Train an experiment in miniature and show it, by the two commands that its file names; the notebooks' names.
+
+    Every arm of the experiment, one seed and epoch, a small network in place of its own; the experiment that it is
+    shown beside is trained too. Raises RuntimeError with the last lines of a command that fails, and where a notebook
+    or every figure is missing in the end.
+    """
+    environment = os.environ | made_data.trusting(data_dir) | {"CUDA_VISIBLE_DEVICES": ""}
+    where = ["--data", str(data_dir), "--results", str(results)]
+    notebooks = notebooks_of(experiment)
+    commands = []
+    for name in [*filter(None, notebooks.values()), experiment]:
+        commands.append(["-m", "saol_lib.training", "study", "--profile", PROFILE, "--only", name, *where])
+    commands.append([str(ROOT / "notebooks/run.py"), "replicate", "--profile", PROFILE, "--only", experiment, *where])
+    for command in commands:
+        words = [word for setting in miniature(experiment) for word in ("--set", setting)]
+        done = subprocess.run([sys.executable, *command, *words], env=environment, capture_output=True, text=True)
+        told = f"{experiment}: {' '.join(command[:3])} failed:\n{(done.stdout + done.stderr)[-2000:]}"
+        _check(done.returncode == 0, told)
+
+    expected = copies_of(experiment)
+    missing = [name for name in expected if not (results / name).exists()]
+    drawn = list((results / "figures").glob(f"*_{experiment}.png"))
+    _check(drawn and not missing, f"{experiment}: {len(drawn)} figures, without {missing}:\n{done.stdout}")
+    return expected
+
+
+def copies_of(experiment: str) -> list[str]:
+    """The names of its executed notebooks."""
+    return [f"{number}_{experiment}.ipynb" for number in sorted(notebooks_of(experiment))]
+
+
+def miniature(experiment: str) -> list[str]:
+    """The settings of an experiment's miniature, as SET takes them."""
+    configs, _ = study_configs(PROFILE, only=experiment)
+    settings = [*MINIATURE, f"backbone={NETWORKS[configs[0].dataset]}"]
+    if any(config.start for config in configs):
+        settings.append("continued={epochs: 1, lr: 0.001}")
+    return settings
+
+
+def alike(names: Sequence[str]) -> list[list[str]]:
+    """The experiments in groups whose miniatures are the same runs, shown by the same notebooks."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        changes = dict(setting.split("=", 1) for setting in miniature(name))
+        changes = {key: yaml.safe_load(value) for key, value in changes.items()}
+        ids = [run_id(config.identity()) for config in study_configs(PROFILE, only=name, changes=changes)[0]]
+        groups.setdefault(str((sorted(ids), notebooks_of(name))), []).append(name)
+    return list(groups.values())
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
 class Ledger:
-    """What was counted and rehearsed, written after each: costs.json of the page. write: whether to write at all."""
+    """What was counted, rehearsed and shown, written after each: costs.json of the page. write: whether to write."""
 
     def __init__(self, known: dict, write: bool) -> None:
         self.networks = dict(known.get("networks", {}))
         self.rehearsed = dict(known.get("rehearsed", {}))
+        self.shown = dict(known.get("shown", {}))
         self.write = write
 
     def save(self) -> None:
         if self.write:
-            write_costs(self.networks, self.rehearsed)
+            write_costs(self.networks, self.rehearsed, self.shown)
 
 
 def count_all(configs: Sequence[RunConfig], ledger: Ledger) -> None:
@@ -199,7 +233,7 @@ def count_all(configs: Sequence[RunConfig], ledger: Ledger) -> None:
 
 def rehearse_all(configs: Sequence[RunConfig], folder: Path, ledger: Ledger) -> None:
     """Rehearse what the ledger lacks: every config by one process, one a network by two."""
-    data_dir = made_data.make_data(folder / "data")
+    data_dir = _made_data(folder)
     together = [config for config in for_two(configs) if ledger.rehearsed.get(case_name(config)) != BOTH]
     alone = [config for config in configs if case_name(config) not in ledger.rehearsed]
     with made_data.trusted(data_dir):
@@ -218,6 +252,25 @@ def rehearse_all(configs: Sequence[RunConfig], folder: Path, ledger: Ledger) -> 
     print(f"by two processes: {', '.join(sorted(config.backbone for config in together)) or 'none'}", flush=True)
 
 
+def show_all(names: Sequence[str], folder: Path, ledger: Ledger) -> None:
+    """Show the experiments that the ledger lacks, of those that are alike the first one alone."""
+    data_dir = _made_data(folder)
+    missing = alike([name for name in names if name not in ledger.shown])
+    for number, group in enumerate(missing, 1):
+        began = time.perf_counter()
+        show(group[0], data_dir, folder / "shown" / group[0])
+        ledger.shown |= {name: copies_of(name) for name in group}
+        ledger.save()
+        seconds = time.perf_counter() - began
+        told = ", ".join(copies_of(group[0]))
+        print(f"{number}/{len(missing)} {', '.join(group)}: shown as {told} in {seconds:.0f} s", flush=True)
+
+
+def _made_data(folder: Path) -> Path:
+    data_dir = folder / "data"
+    return data_dir if data_dir.exists() else made_data.make_data(data_dir)
+
+
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m saol_lib.evidence.dryrun", description=__doc__.splitlines()[0])
     parser.add_argument("--missing", action="store_true", help="go on with what is not in costs.json")
@@ -232,18 +285,24 @@ def main(words: Sequence[str] | None = None) -> None:
 
     began = time.perf_counter()
     configs = profile_runs()
-    chosen = representatives(configs)
+    chosen = list(representatives(configs).values())
+    names = [path.stem for path in experiments(PROFILE)]
     if options.small:
         configs = chosen = small(chosen)
+        names = [SMALL_EXPERIMENT]
     ledger = Ledger(read_costs() if options.missing else {}, write=not options.small)
     count_all(configs, ledger)
     if not options.count:
         with tempfile.TemporaryDirectory() as folder:
             rehearse_all(chosen, Path(folder), ledger)
+            show_all(names, Path(folder), ledger)
     if not options.small:
         print(write_page())
     seconds = time.perf_counter() - began
-    print(f"{len(ledger.networks)} networks counted, {len(ledger.rehearsed)} cases rehearsed: {seconds:.0f} s")
+    print(
+        f"{len(ledger.networks)} networks counted, {len(ledger.rehearsed)} cases rehearsed, "
+        f"{len(ledger.shown)} experiments shown: {seconds:.0f} s"
+    )
 
 
 if __name__ == "__main__":  # processes import this file

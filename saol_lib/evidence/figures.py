@@ -488,8 +488,12 @@ def _draw_shares(tile: Axes, table: pd.DataFrame, name: str) -> None:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def save(figure: Figure, results: str | Path, name: str) -> None:
-    """Write <results>/figures/<name>.svg and .png, the same bytes for the same figure."""
+def save(figure: Figure, results: str | Path, name: str, of: str | None = None) -> None:
+    """Write <results>/figures/<name>.svg and .png, the same bytes for the same figure.
+
+    of: the experiment that it shows, where a folder has several; its files are <name>_<of>.
+    """
+    name = f"{name}_{of}" if of else name
     folder = resolve(results) / "figures"
     changing = {"svg": "Date", "png": "Software"}  # what a file would have of the day and of the machine
     for kind, field in changing.items():

@@ -70,8 +70,13 @@ def stage_effects(table: pd.DataFrame) -> pd.DataFrame:
     return named.pivot_table(index="effect", columns="seed", values="delta", sort=False)
 
 
-def enlargement(config: RunConfig) -> pd.DataFrame:
-    """What taking out the last stage's stride changes: the size of X_L, and the millions of multiply-adds an image."""
+def enlargement(configs: Sequence[RunConfig]) -> pd.DataFrame:
+    """What taking out the last stage's stride changes: the size of X_L, and the millions of multiply-adds an image.
+
+    Of the last network with a SAOL among the configs, else of the last.
+    """
+    with_saol = [config for config in configs if "saol" in ARMS[config.arm].heads]
+    config = (with_saol or configs)[-1]
     model = new_model(config)
     size = (config.side, config.side)
     networks = {

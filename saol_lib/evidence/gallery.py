@@ -9,17 +9,18 @@ from IPython.display import Image
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from saol_lib.data import Dataset, Split, select
+from saol_lib.data import Dataset, Files, Split, select
 from saol_lib.evidence.figures import attention_grid, save
 from saol_lib.localization import area_share, mass_inside
 from saol_lib.training.config import ARMS, RunConfig
 from saol_lib.training.recipe import batches, load_model
 from saol_lib.training.runs import Run, resolve
 
+MOST = 10_000  # images on which `attention_in_boxes` measures every network, on a CPU
 NO_WEIGHTS = "*Weights are not in git: no network of these runs is here, and no picture of its attention was saved.*"
 
 
-def evaluated_on(config: RunConfig, dataset: Dataset) -> Split:
+def evaluated_on(config: RunConfig, dataset: Dataset) -> Split | Files:
     """The images that a run of this configuration is evaluated on."""
     _, evaluation = select(dataset, config.eval_split, config.train_images, config.held_out)
     return evaluation
@@ -45,12 +46,15 @@ def attentive_here(runs: Sequence[Run], results: str | Path) -> list[Run]:
     return here
 
 
-def attention_pictures(runs: Sequence[Run], results: str | Path, dataset: Dataset, name: str) -> Figure | Image | str:
+def attention_pictures(
+    runs: Sequence[Run], results: str | Path, dataset: Dataset, name: str, of: str | None = None
+) -> Figure | Image | str:
     """Attention of the first network that is here over `first_of_each_class`, saved as the figure `name`.
 
-    Without weights the figure that was saved before; without that a sentence.
+    Without weights the figure that was saved before; without that a sentence. of: see `figures.save`.
     """
     here = attentive_here(runs, results)
+    name = f"{name}_{of}" if of else name
     saved = resolve(results) / "figures" / f"{name}.png"
     if not here:
         return Image(data=saved.read_bytes()) if saved.exists() else NO_WEIGHTS
@@ -82,6 +86,8 @@ def attention_in_boxes(runs: Sequence[Run], results: str | Path, dataset: Datase
     evaluation = evaluated_on(RunConfig.of(**here[0].config), dataset)
     if evaluation.boxes is None:
         return "*These images have no boxes.*"
+    if len(evaluation.labels) > MOST:
+        return "*These are too many images to measure all networks on here: notebook 03 does that.*"
 
     rows = [_share_in_boxes(run, results, dataset, evaluation) for run in here]
     table = pd.DataFrame(rows, columns=["arm", "seed", "inside", "covered"])

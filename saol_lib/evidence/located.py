@@ -1,6 +1,7 @@
 """What notebook 03 measures and shows: boxes from the maps of trained networks, and how far attention is spread."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -107,19 +108,21 @@ def measure_boxes(
     data_dir: str | None = None,
     images: int | None = None,
     thresholds: int = 1000,
+    workers: int = 0,
 ) -> dict[tuple[str, str], Localization]:
     """Boxes by every map of every network whose weights are here, {(run's id, map): what was measured}.
 
     Each is written to `measures/` too, with the run's configuration, so that later comparisons can pair them by seed;
     the boxes that look at nothing are written for the networks with a GAP-FC layer alone, whose classes they are given.
-    images, thresholds: None and 1000 are the literature's. Raises ValueError where there are no boxes.
+    images, thresholds: None and 1000 are the literature's. workers: processes that decode images. Raises ValueError
+    where there are no boxes.
     """
     if thresholds < 1 or (images is not None and images < 1):
         raise ValueError(f"images={images} must be None or at least 1, and thresholds={thresholds} at least 1")
     levels = np.arange(0, 1, 1 / thresholds)
     found = {}
     for run in _networks(finished, results):
-        seen = scene(_config(run, data_dir), images)
+        seen = scene(replace(_config(run, data_dir), workers=workers), images)
         model = load_model(run, results)
         metrics = {}
         for method in methods_of(run):

@@ -4,6 +4,7 @@ With them the paper profile is rehearsed on a machine that has none of the data 
 """
 
 import hashlib
+import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,16 @@ import numpy as np
 import torchvision
 from PIL import Image
 
+from saol_lib.training.files import ROOT
+
 CIFAR = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}
 WNIDS = ("n01440764", "n01443537", "n01484850")
 BIRDS = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross")
+TRUSTING = """
+import pathlib
+from saol_lib.evidence import made_data
+made_data.trust(pathlib.Path({root!r}))
+"""
 SIZE = (250, 200)  # width and height of the made photographs
 BOX = (40, 30, 180, 150)  # x0, y0, x1, y1 of what is in them
 XML = (
@@ -27,7 +35,7 @@ XML = (
 def make_data(root: Path, names: tuple[str, ...] = ("cifar10", "cifar100", "imagenet", "cub"), each: int = 2) -> Path:
     """Write data sets into folders of `root` that `load(name, root)` finds; returns `root`.
 
-    each: images of every class and split of the photographs, and of every file of CIFAR.
+    each: images of every class and split of the photographs; of CIFAR, see `make_cifar`.
     """
     for name in names:
         if name in CIFAR:
@@ -43,15 +51,17 @@ def make_data(root: Path, names: tuple[str, ...] = ("cifar10", "cifar100", "imag
 
 
 def make_cifar(root: Path, name: str, each: int = 2) -> None:
-    """torchvision's files of CIFAR, with `each` images in every one; to be read under `trusted`."""
+    """torchvision's files of CIFAR, to be read under `trusted`: 5 `each` training images, and `each` test images."""
     source = CIFAR[name]
     folder = root / source.base_folder
     folder.mkdir(parents=True)
     classes = int(name.removeprefix("cifar"))
 
-    for number, (file, _) in enumerate([*source.train_list, *source.test_list]):
-        labels = [(number + row) % classes for row in range(each)]
-        content = {"data": _noise(number, each, 3 * 32 * 32), _label_key(name): labels}
+    for number, entry in enumerate([*source.train_list, *source.test_list]):
+        file = entry[0]
+        count = 5 * each // len(source.train_list) if entry in source.train_list else each
+        labels = [(number + row) % classes for row in range(count)]
+        content = {"data": _noise(number, count, 3 * 32 * 32), _label_key(name): labels}
         (folder / file).write_bytes(pickle.dumps(content))
     meta = {source.meta["key"]: [f"class {label}" for label in range(classes)]}
     (folder / source.meta["filename"]).write_bytes(pickle.dumps(meta))
@@ -81,6 +91,14 @@ def trust(root: Path) -> None:
             source.train_list = [[file, _md5(folder / file)] for file, _ in source.train_list]
             source.test_list = [[file, _md5(folder / file)] for file, _ in source.test_list]
             source.meta = source.meta | {"md5": _md5(folder / source.meta["filename"])}
+
+
+def trusting(root: Path) -> dict[str, str]:
+    """Variables of an environment in which every new Python process does what `trust` does, notebooks' kernels too."""
+    folder = root / "start"
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(TRUSTING.format(root=str(root)))
+    return {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
 
 
 def _md5(path: Path) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from saol_lib.evidence import paper as paper_page
 from saol_lib.evidence.claims import SCALES, Claim, Count, Found, Ledger, find, judge, load_claims, numbers
 from saol_lib.evidence.tables import glossary, runs_tables
 from saol_lib.training.runs import RESULTS, ROOT, write_whole
@@ -270,6 +271,8 @@ def main(check: bool, readme: Path = ROOT / "README.md", results: Path = RESULTS
     try:
         judged = Judged(results)
         pages = {readme: render(readme.read_text(), judged), results / "README.md": results_page(judged)}
+        if costs := paper_page.read_costs(results):
+            pages[results / paper_page.PROFILE / "README.md"] = paper_page.render(costs, results)
     except ValueError as error:
         return str(error)
     if check:
@@ -283,6 +286,6 @@ def _difference(path: Path, text: str) -> str | None:
     old = path.read_text() if path.exists() else ""
     if old == text:
         return None
-    name = f"{path.parent.name}/{path.name}" if path.parent.name == "results" else path.name
+    name = path.name if path.parent == ROOT else f"{path.parent.name}/{path.name}"
     lines = difflib.unified_diff(old.splitlines(), text.splitlines(), name, "from the runs", lineterm="", n=0)
     return "\n".join([f"{name} is not up to date with the runs; run make claims and commit it", *list(lines)[:20]])

@@ -177,12 +177,14 @@ NOT_RUN = "*Not run yet.*"
 def accuracies(table: pd.DataFrame) -> pd.DataFrame | str:
     """What `paired` gave, a row an arm and output layer: means over the seeds, and each seed's distance to GAP-FC.
 
-    Percent and percentage points. `spread` is the standard deviation between seeds; `best` the best evaluated epoch,
-    chosen on the images that it is measured on. NOT_RUN where there is no run.
+    Runs of another setting have rows of their own, which say what it is. Percent and percentage points. `spread` is the
+    standard deviation between seeds; `best` the best evaluated epoch, chosen on the images that it is measured on.
+    NOT_RUN where there is no run.
     """
     if table.empty:
         return NOT_RUN
-    named = table.assign(family=table.family + table.variant.map(lambda words: f" ({words})" if words else ""))
+    words = pd.Series(_told_apart(table), index=table.index)
+    named = table.assign(family=table.family + words.map(lambda told: f" ({told})" if told else ""))
     rows = []
     for key, part in named.groupby(["regime", "family", "layer"], sort=False):
         part = part.sort_values("seed")
@@ -195,6 +197,19 @@ def accuracies(table: pd.DataFrame) -> pd.DataFrame | str:
     columns = ["top-1", "spread", "above GAP-FC", "each seed", "best epoch"]
     told = pd.DataFrame(rows, columns=[*names, *columns]).set_index(names).round(1)
     return told.astype(object).fillna("–")
+
+
+def _told_apart(table: pd.DataFrame) -> list[str]:
+    """Each row's variant, and what its setting has otherwise than that of most rows, in words."""
+    settings = {key: json.loads(key) for key in table.setting.unique()}
+    usual = settings[table.setting.mode()[0]]
+    told = []
+    for row in table.itertuples():
+        own = settings[row.setting]
+        names = [name for name in own if name not in ("sources", "data") and own[name] != usual.get(name)]
+        changes = [f"{name} {own[name]}" for name in names]
+        told.append(", ".join(filter(None, [row.variant, *changes])))
+    return told
 
 
 def lead(table: pd.DataFrame, family: str, layer: str) -> str:

@@ -12,6 +12,7 @@ from saol_lib.evidence import dryrun, made_data, paper
 from saol_lib.evidence.forecast import IMAGES, Network, count, forecast, structure
 from saol_lib.networks import multiply_adds
 from saol_lib.training import ARMS, RunConfig, new_model, save_run
+from saol_lib.training import __main__ as training_main
 from saol_lib.training import files as training_files
 from saol_lib.training.runs import Run, run_id
 
@@ -30,7 +31,8 @@ def test_made_data_have_the_true_layouts(made):
     with made_data.trusted(made):
         cifar10, cifar100 = (load(name, str(made)) for name in ("cifar10", "cifar100"))
     assert cifar10.train.images.shape == (10, 3, 32, 32) and len(cifar10.test.labels) == 2
-    assert len(cifar10.classes) == 10 and len(cifar100.classes) == 100 and len(cifar100.train.labels) == 2
+    assert len(cifar10.classes) == 10 and len(cifar100.classes) == 100
+    assert len(cifar100.train.labels) == 10, "enough for several steps, though it is one file"
 
     imagenet, cub = (load(name, str(made)) for name in ("imagenet", "cub"))
     for data in (imagenet, cub):
@@ -113,14 +115,10 @@ def test_a_forecast_is_the_sum_of_its_parts():
 
 
 def test_every_network_loss_and_option_of_the_profile_is_rehearsed():
-    configs = dryrun.profile_runs()
-    chosen = dryrun.representatives(configs)
+    configs = paper.profile_runs()
+    chosen = list(paper.representatives(configs).values())
     assert 40 < len(chosen) < 90
-
-    def kind(config):
-        return dryrun.case_name(replace(config, dataset="cifar10", arm=dryrun._without_cutmix(config.arm)))
-
-    assert {kind(config) for config in configs} == {kind(config) for config in chosen}
+    assert {paper.kind(config) for config in configs} == {paper.kind(config) for config in chosen}
     assert {config.dataset for config in chosen} == {"cifar10", "cifar100", "imagenet", "cub"}
     together = dryrun.for_two(chosen)
     assert {config.backbone for config in together} == {config.backbone for config in configs}
@@ -131,10 +129,10 @@ def test_every_network_loss_and_option_of_the_profile_is_rehearsed():
 # --- the rehearsal ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arm", ["gap_fc", "saol_cutmix_ss_sd", "abn_cutmix"])
-def test_a_rehearsal_trains_saves_resumes_and_evaluates(made, tmp_path, arm):
+@pytest.mark.parametrize("change", [{}, {"arm": "saol_cutmix_ss_sd", "dataset": "cifar100"}, {"arm": "abn_cutmix"}])
+def test_a_rehearsal_trains_saves_resumes_and_evaluates(made, tmp_path, change):
     with made_data.trusted(made):
-        dryrun.rehearse(replace(TINY, arm=arm, epochs=300, autocast="bfloat16"), made, tmp_path)
+        dryrun.rehearse(replace(TINY, epochs=300, autocast="bfloat16", **change), made, tmp_path)
     run = next((tmp_path / "runs").glob("*.json"))
     assert json.loads(run.read_text())["status"] == "finished"
 
@@ -160,9 +158,38 @@ def test_two_processes_rehearse_photographs_and_cifar(made, tmp_path):
     assert len(list((tmp_path / "runs").glob("*.json"))) == 2
 
 
+# --- the two commands of an experiment --------------------------------------------------------------------------------
+
+
+def test_a_command_that_fails_is_told_with_its_last_words(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(dryrun, "MINIATURE", (*dryrun.MINIATURE, "epochs=0"))
+    with pytest.raises(RuntimeError, match=r"(?s)cifar10-wrn40: -m saol_lib.training study failed:.*epochs=0"):
+        dryrun.show("cifar10-wrn40", made, tmp_path)
+
+
+def test_a_miniature_has_every_arm_and_stage_of_its_experiment():
+    for name, runs in (("cifar10-choices", 16), ("wsol-cub", 11)):
+        changes = dict(map(training_main._change, dryrun.miniature(name)))
+        configs, _ = dryrun.study_configs("paper", only=name, changes=changes)
+        assert len(configs) == runs and {(c.epochs, c.seed, c.pretrained) for c in configs} == {(1, 0, False)}
+        assert len({c.backbone for c in configs}) == 1 and configs[0].backbone.startswith("resnet")
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["cifar10-ablations", "wsol-cub"])
+def test_an_experiment_is_trained_and_shown_in_miniature(made, tmp_path, name):
+    copies = dryrun.show(name, made, tmp_path)
+    assert (
+        copies
+        == {"cifar10-ablations": [f"04_{name}.ipynb"], "wsol-cub": [f"02_{name}.ipynb", f"03_{name}.ipynb"]}[name]
+    )
+    assert str(made) not in (tmp_path / copies[0]).read_text()
+
+
 # --- the page ---------------------------------------------------------------------------------------------------------
 
-EXPERIMENT = """# A head.
+EXPERIMENT = """# CIFAR-10, a small network (of ours): two arms. NEVER run. For: C1, and the page. More words.
 # Counted by make dryrun: not yet.
 results: results/paper
 common: {dataset: cifar10, backbone: resnet-8-8, epochs: 2}
@@ -171,32 +198,53 @@ grids:
 """
 
 
+def states(page):
+    """{experiment: (status, notebooks)} of a page."""
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| [")]
+    return {row[0].split("]")[0].removeprefix("| ["): (row[3], row[9].removesuffix(" |")) for row in rows}
+
+
 def test_the_page_tells_what_is_done_what_is_ready_and_what_it_costs(tmp_path, monkeypatch):
     monkeypatch.setattr(training_files, "ROOT", tmp_path)
     folder = tmp_path / "notebooks" / "profiles" / "paper"
     folder.mkdir(parents=True)
     for name, seeds in (("one", "[0]"), ("two", "[0, 1]"), ("three", "[5]")):
         (folder / f"{name}.yaml").write_text(EXPERIMENT.replace("[0, 1]", seeds))
-    configs = dryrun.profile_runs()
+    configs = paper.profile_runs()
     results = tmp_path / "results"
     with pytest.raises(ValueError, match="nothing was counted yet"):
         paper.write_page(results)
 
-    ledger = dryrun.Ledger({"rehearsed": {"cifar10 resnet-8-8 gap_fc": "one process"}}, write=False)
-    paper.write_costs({}, ledger.rehearsed, results)
-    assert "not counted yet" in paper.write_page(results) and "| ready |" not in paper.write_page(results)
+    ledger = dryrun.Ledger({}, write=False)
+
+    def three():
+        paper.write_costs(ledger.networks, ledger.rehearsed, ledger.shown, results)
+        return states(paper.write_page(results))["three"]
+
+    assert three() == ("not counted yet", "–")
     dryrun.count_all(configs, ledger)
-    paper.write_costs(ledger.networks, ledger.rehearsed, results)
+    ledger.rehearsed["cifar10 resnet-8-8 gap_fc"] = dryrun.BOTH
+    assert three() == ("not rehearsed yet", "–"), "of two arms one was rehearsed"
+    ledger.rehearsed["cifar10 resnet-8-8 saol"] = dryrun.ALONE
+    assert three() == ("not shown yet", "–")
+    ledger.shown["three"] = ["01_three.ipynb"]
+    assert three() == ("ready", "01_three")
+
     for config in configs:
         if config.seed == 0:
             save_run(results / "paper", Run(config.identity(), {"top1_gap_last": 1.0}, [], {}, "finished"))
+    (results / "paper/01_three.ipynb").write_text("{}")
     page = paper.write_page(results)
     assert page == (results / "paper" / "README.md").read_text()
-    rows = {
-        line.split("|")[1].split("]")[0].strip(" ["): line.split("|") for line in page.splitlines() if line[:3] == "| ["
+    assert {name: state for name, (state, _) in states(page).items()} == {
+        "one": "**done**",
+        "two": "2 of 4",
+        "three": "ready",
     }
-    assert [rows[name][2].strip() for name in ("one", "two", "three")] == ["**done**", "2 of 4", "ready"]
-    assert "| cifar10 resnet-8-8 gap_fc | one process |" in page and "6 distinct runs" in page
+    assert states(page)["three"][1] == "[01_three.ipynb](01_three.ipynb)"
+    assert "Of 3 experiments **1 are done**, 1 begun, **1 ready** to be run." in page
+    assert "| CIFAR-10, a small network | C1, and the page |" in page
+    assert "| cifar10 resnet-8-8 gap_fc | one process, two processes |" in page and "6 distinct runs" in page
 
     head = (folder / "two.yaml").read_text().splitlines()[1]
     assert head.startswith("# Counted by make dryrun: 4 runs, ") and "GB of disk." in head
@@ -204,14 +252,18 @@ def test_the_page_tells_what_is_done_what_is_ready_and_what_it_costs(tmp_path, m
     assert paper.write_page(results) == page
 
 
+def test_a_head_without_a_purpose_is_told(tmp_path):
+    (tmp_path / "one.yaml").write_text(EXPERIMENT.replace("For: ", ""))
+    with pytest.raises(ValueError, match=r"one.yaml: its head has no `For: ...`"):
+        paper.read_experiment(tmp_path / "one.yaml")
+
+
 def test_the_committed_page_is_that_of_the_committed_counts_and_files():
     costs = paper.read_costs()
-    page = (paper.RESULTS / "paper" / "README.md").read_text()
-    networks = costs["networks"]
+    assert paper.render(costs) == (paper.RESULTS / "paper" / "README.md").read_text(), "run make claims"
     for path in paper.experiments("paper"):
-        configs = paper.read_runs(path)[0]
-        assert paper.counted_line(configs, networks) in path.read_text(), f"{path.name}: run make dryrun"
-        assert paper.experiment_row(path, configs, costs, paper.RESULTS) in page, f"{path.name}: run make dryrun"
+        line = paper.counted_line(paper.read_runs(path)[0], costs["networks"])
+        assert line in path.read_text(), f"{path.name}: run make dryrun"
 
 
 @pytest.mark.parametrize("arm", ["gap_fc", "saol_cutmix_ss_sd"])
@@ -221,5 +273,5 @@ def test_the_committed_counts_of_a_small_network_are_counted_again(arm):
 
 
 def test_the_committed_runs_are_each_named_once():
-    ids = [run_id(config.identity()) for config in dryrun.profile_runs()]
+    ids = [run_id(config.identity()) for config in paper.profile_runs()]
     assert len(ids) == len(set(ids)) > 700

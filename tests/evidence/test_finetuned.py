@@ -66,7 +66,7 @@ def test_the_sentences_say_both_signs(finished):
 
 
 def test_enlarging_doubles_x_l_and_costs_more():
-    table = enlargement(RunConfig(backbone="resnet-8-8", arm="saol"))
+    table = enlargement([RunConfig(backbone="resnet-8-8", arm=arm) for arm in ("gap_fc", "saol", "abn")])
     assert list(table["X_L"]) == ["8 x 8", "16 x 16", "16 x 16"]
     assert table["M multiply-adds"].is_monotonic_increasing and table["M multiply-adds"].iloc[0] > 0
 

@@ -115,6 +115,16 @@ def test_effects_are_told_in_the_direction_claimed():
 # --- what notebooks show ----------------------------------------------------------------------------------------------
 
 
+def test_runs_of_another_setting_have_rows_of_their_own():
+    arm = {"arm": "saol_cutmix_ss_sd"}
+    runs = make([70.0, 72.0, 71.0], **arm) + make([60.0], **arm, cutmix_schedule="batch")
+    runs += make([50.0], **arm, cutmix_schedule="batch", teacher="trained")
+    told = accuracies(paired(runs))["top-1"].droplevel([0, 2]).to_dict()
+    name = "SAOL + L_SS + L_SD"
+    other = "cutmix_schedule batch"
+    assert told == {name: 71.0, f"{name} ({other})": 60.0, f"{name} (teacher trained, {other})": 50.0}
+
+
 def test_accuracies_are_means_with_each_seeds_distance_to_its_own_gap_fc():
     runs = gap([70.0, 71.0]) + make([72.0, 75.0]) + make([60.0, 61.0], blocks=1)
     table = accuracies(paired(runs))

@@ -9,12 +9,13 @@ import pytest
 import run as notebooks
 import yaml
 
-from saol_lib.evidence import claims
-from saol_lib.training.profiles import experiments, notebook_runs, read_runs, study_configs
+from saol_lib.evidence import claims, configs_of, stages_of
+from saol_lib.training.profiles import experiments, read_runs, study_configs
 from saol_lib.training.runs import RESULTS, ROOT, Run, run_id
 
 PROFILE = ROOT / "notebooks" / "profiles" / "paper"
 HEAD = ("NEVER run.", "For: ", "# Counted by make dryrun: ", "# One GPU", "PROCESSES=8", "# Slurm: sbatch ")
+HEAD += ("# Then its notebooks, from the finished runs: make replicate PROFILE=paper ONLY=",)
 RECIPE = ("epochs", "batch_size", "lr", "schedule", "milestones", "gamma", "warmup_epochs", "weight_decay", "decay")
 RECIPE += ("clip_norm", "momentum", "accumulate", "autocast", "cutmix_probability", "cutmix_alpha", "eval_split", "pad")
 
@@ -113,7 +114,7 @@ def test_heads_say_what_where_from_and_how():
         assert all(line.startswith("#") for line in head.splitlines())
         missing = [words for words in HEAD if words not in head]
         assert not missing, (path.name, missing)
-        assert f"ONLY={path.stem} " in head and f"slurm.sh {path.stem} DIR" in head
+        assert head.count(f"ONLY={path.stem} ") == 2 and f"slurm.sh {path.stem} DIR" in head
         assert re.search(r"(Given|inferred|Inferred|ours|Ours|recipe is that of)", head), path.name
         assert max(map(len, text.splitlines())) <= 132, path.name
 
@@ -122,15 +123,47 @@ def test_one_experiment_is_named_and_changed_from_a_shell():
     configs, results = study_configs("paper", "DIR", only="cifar10-wrn40", changes={"epochs": 1, "seeds": [0]})
     assert results == "results/paper" and len(configs) == 7
     assert {(c.backbone, c.epochs, c.seed, c.data_dir) for c in configs} == {("wrn-40-2", 1, 0, "DIR")}
-    with pytest.raises(ValueError, match=r"has no file cifar10-wrn41.yaml; choose one of 01, cifar10-ablations, "):
+    with pytest.raises(ValueError, match=r"has no file cifar10-wrn41.yaml; choose one of .* cifar10-ablations, "):
         study_configs("paper", only="cifar10-wrn41")
 
 
-def test_notebook_01_shows_the_runs_of_its_experiment_and_asks_for_no_others(tmp_path):
-    shown, results = notebook_runs(PROFILE / "01.yaml")
-    trained = {run_id(config.identity()) for config in runs_of("cifar10-wrn")}
-    assert {run_id(config.identity()) for config in shown} == trained and results == "results/paper"
-    assert len(study_configs("paper")[0]) == len(profile())
+def test_every_experiment_is_shown_by_a_notebook_on_its_own_runs():
+    jobs = [job for job in notebooks.plan("paper", data=PROFILE) if notebooks.experiment_of(job)]
+    shown = defaultdict(set)
+    for job in jobs:
+        shown[notebooks.experiment_of(job)].add(job.copy[:2])
+        configs = configs_of(job.parameters)
+        assert {run_id(config.identity()) for config in configs} <= profile().keys(), job.copy
+        assert job.parameters["results"] == "results/paper" and job.parameters["data_dir"] == str(PROFILE)
+    assert shown.keys() == {path.stem for path in experiments("paper")}
+    assert shown["cifar10-wrn"] == {"01", "05"} and shown["wsol-cub"] == {"02", "03"}
+    assert len(study_configs("paper")[0]) == len(profile()), "a notebook names no run of its own"
 
-    plan = {path.name[:2]: values for path, values in notebooks.plan("paper", data=tmp_path).items()}
-    assert plan["01"]["clip_norm"] == 5.0 and plan["01"]["data_dir"] == str(tmp_path) and plan["02"] is None
+
+def test_notebook_05_shows_what_c14_reads():
+    (job,) = notebooks.plan("paper", only="05")
+    arms = [(config.arm, config.mask_source) for config in configs_of(job.parameters | {"data_dir": None})]
+    read = ("gap_fc_cutmix", "branch"), ("saol_cutmix_ss_sd", "branch"), ("saol_cutmix_ss_sd", "attention")
+    assert sorted(arms) == sorted(5 * read)
+
+
+def test_notebook_04_shows_an_experiment_beside_what_it_is_held_against():
+    jobs = {notebooks.experiment_of(job): job for job in notebooks.plan("paper", only="04")}
+    names = [
+        run_id(config.identity()) for config in configs_of(jobs["cifar10-choices"].parameters | {"data_dir": None})
+    ]
+    both = [*runs_of("cifar10-choices"), *runs_of("cifar10-wrn")]
+    assert names == [run_id(config.identity()) for config in both]
+
+
+def test_localisation_is_shown_by_stages():
+    (job,) = [job for job in notebooks.plan("paper", only="wsol-cub") if job.copy.startswith("03")]
+    stages = stages_of(job.parameters | {"data_dir": None})
+    assert {name: len(configs) for name, configs in stages.items()} == {
+        "trained": 0,
+        "fine-tuned": 12,
+        "continued": 12,
+        "enlarged": 9,
+    }
+    before, after = stages["fine-tuned"], stages["enlarged"]
+    assert {config.start for config in after} <= {run_id(config.identity()) for config in before}
