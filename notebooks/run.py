@@ -158,6 +158,7 @@ def run(path, parameters, output):
 
 def _execute(path, parameters, draft):
     options = {"cwd": path.parent, "kernel_name": "python3", "progress_bar": False, "coalesce_streams": True}
+    options["start_timeout"] = 600  # seconds: a busy machine needs more than a minute to start a kernel
     try:
         with _stoppable() as submit:
             submit(papermill.execute_notebook, path, draft, parameters, **options).result()

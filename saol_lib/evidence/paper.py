@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,11 +42,12 @@ A name below leads to its file, whose head says where every value comes from, an
 - **For**: the [claims](../../README.md) that read its runs.
 - **GPU-hours** are multiply-adds of all training (a backward pass for two forward ones, L_SS2's second pass where
   CutMix is not paired) and evaluation, at **{sustained:.0f} TFLOP/s sustained: an assumption**, which large networks
-  exceed on recent GPUs in bfloat16 and small ones do not reach; two operations a multiply-add. *Longest*: of its
-  longest run.
+  exceed on recent GPUs in bfloat16 and small ones do not reach; two operations a multiply-add. *Longest run*: its
+  hours on one GPU.
 - **Memory**: weights, gradients, momentum and what a forward pass keeps for the backward pass, of a whole batch on one
   GPU; `processes` divides it, and so does `accumulate`, which is part of a run's id. **Disk**: two checkpoints a run.
-- A run that several experiments name is trained once, so that the whole is less than the sum of the lines. {total}
+- *Shared* runs are those that another experiment names, too: they are trained once, so that the whole is less than the
+  sum of the lines. {total}
 """
 
 
@@ -207,9 +209,14 @@ def render(costs: Mapping, results: Path = RESULTS) -> str:
     every = _distinct(found)
     missing = untried(every, costs["rehearsed"])
     states = {one.name: status(one, costs, missing, results / PROFILE) for one in found}
-    lines = ["| experiment | what | for | status | runs | GPU-hours | longest | GB of a GPU | GB of disk | notebooks |"]
+    lines = [
+        "| experiment | what | for | status | runs | GPU-hours | longest run | GB of a GPU | GB of disk | notebooks |"
+    ]
     lines.append("|---|---|---|---|---|---|---|---|---|---|")
-    lines += [experiment_row(one, states[one.name], costs, results) for one in found]
+    counts = Counter(run_id(config.identity()) for one in found for config in one.configs)
+    for one in found:
+        shared = sum(counts[run_id(config.identity())] > 1 for config in one.configs)
+        lines.append(experiment_row(one, states[one.name], shared, costs, results))
 
     said = {"summary": _summary(states), "total": _total(every, costs["networks"])}
     text = WORDS.format(table="\n".join(lines), sustained=SUSTAINED, **said)
@@ -235,11 +242,12 @@ def _total(configs: Sequence[RunConfig], networks: dict) -> str:
     return f"All {len(configs)} distinct runs together: **{hours:,.0f} GPU-hours** and {disk:,.0f} GB of disk."
 
 
-def experiment_row(one: Experiment, state: str, costs: Mapping, results: Path) -> str:
-    """The experiment's line of the table. state: what `status` says of it."""
+def experiment_row(one: Experiment, state: str, shared: int, costs: Mapping, results: Path) -> str:
+    """The experiment's line of the table. state: what `status` says of it; shared: runs that others name, too."""
     link = f"[{one.name}](../../notebooks/profiles/paper/{one.path.name})"
     counted = costs_of(one.configs, costs["networks"])
-    cells = [link, one.title, one.purpose, state, str(len(one.configs))]
+    runs = f"{len(one.configs)} ({shared} shared)" if shared else str(len(one.configs))
+    cells = [link, one.title, one.purpose, state, runs]
     cells += _cost_cells(counted) if counted else ["not counted yet", *["–"] * 3]
     names = costs.get("shown", {}).get(one.name, [])
     copies = [_copy(name, results / PROFILE) for name in names]

@@ -244,6 +244,7 @@ def test_the_page_tells_what_is_done_what_is_ready_and_what_it_costs(tmp_path, m
     assert states(page)["three"][1] == "[01_three.ipynb](01_three.ipynb)"
     assert "Of 3 experiments **1 are done**, 1 begun, **1 ready** to be run." in page
     assert "| CIFAR-10, a small network | C1, and the page |" in page
+    assert "| C1, and the page | 2 of 4 | 4 (2 shared) |" in page and "| C1, and the page | ready | 2 |" in page
     assert "| cifar10 resnet-8-8 gap_fc | one process, two processes |" in page and "6 distinct runs" in page
 
     head = (folder / "two.yaml").read_text().splitlines()[1]
