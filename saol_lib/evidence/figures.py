@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -35,6 +36,7 @@ STYLE = sns.axes_style("whitegrid") | {
 WIDTH = 8.0  # inches: 800 pixels, a README's column
 NAME_WIDTH = 36  # letters of a row's name before it breaks
 COLOURS = dict(zip(FAMILIES.values(), ["black", *sns.color_palette("colorblind", 8)], strict=True))
+NO_WEIGHTS = "*Weights are not in git: no network of these runs is here, and no picture of it was saved.*"
 BLUE, ORANGE = "#0072B2", "#D55E00"
 COVER = 0.7  # how dark a picture is where a map is weakest
 READINGS = {  # what CutMix-ed pairs are shown to
@@ -493,14 +495,28 @@ def save(figure: Figure, results: str | Path, name: str, of: str | None = None) 
 
     of: the experiment that it shows, where a folder has several; its files are <name>_<of>.
     """
-    name = f"{name}_{of}" if of else name
     folder = resolve(results) / "figures"
     changing = {"svg": "Date", "png": "Software"}  # what a file would have of the day and of the machine
     for kind, field in changing.items():
         file = io.BytesIO()
         with plt.rc_context(STYLE):
             figure.savefig(file, format=kind, metadata={field: None}, bbox_inches="tight")
-        write_whole(folder / f"{name}.{kind}", file.getvalue())
+        write_whole(folder / f"{_file_name(name, of)}.{kind}", file.getvalue())
+
+
+def _file_name(name: str, of: str | None) -> str:
+    return f"{name}_{of}" if of else name
+
+
+def kept(figure: Figure | None, results: str | Path, name: str, of: str | None = None) -> Figure | Image | str:
+    """`save` a figure that was drawn. Without one: what was saved under this name before; else NO_WEIGHTS."""
+    if figure is not None:
+        save(figure, results, name, of)
+        return figure
+    saved = resolve(results) / "figures" / f"{_file_name(name, of)}.png"
+    if saved.exists():
+        return Image(data=saved.read_bytes())
+    return NO_WEIGHTS
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:

@@ -1,13 +1,16 @@
 """What notebook 05 measures and shows."""
 
+import pandas as pd
 import pytest
 import torch
 from made_runs import make
 
-from saol_lib.evidence import mixed
+from saol_lib.data import load
+from saol_lib.evidence import figures, mixed
+from saol_lib.evidence.tables import NOT_RUN, caveat
 from saol_lib.networks import build_model
 from saol_lib.training.config import RunConfig
-from saol_lib.training.runs import save_run
+from saol_lib.training.runs import OtherData, save_run
 
 NUMBERS = {"guess_error": 25.0, "share_slope": 80.0, "attention_slope": 40.0, "own_mass": 60.0, "attention_both": 30.0}
 
@@ -20,7 +23,12 @@ def measured(tmp_path):
     for run, error in zip([*runs, *by_attention], [24.0, 30.0, 20.0, 21.0], strict=True):
         config = run.config | {"measure": "cutmix_pairs", "method": "saol"}
         save_run(tmp_path, run._replace(config=config, metrics=NUMBERS | {"share_error": error}), folder="measures")
-    return tmp_path, [*runs, *by_attention]
+    return shown([*runs, *by_attention], tmp_path)
+
+
+def shown(runs, results):
+    """Networks without weights: of these runs is shown what was measured."""
+    return mixed.Networks(runs, [], results, None, "")
 
 
 def test_readings_of_the_mask_are_kept_apart():
@@ -32,24 +40,29 @@ def test_readings_of_the_mask_are_kept_apart():
 
 
 def test_the_result_says_where_a_share_is_no_better_than_one_half(measured):
-    table = mixed.pair_table(measured[1], measured[0])
+    table = mixed.pair_table(measured)
     first, second = mixed.pair_result(table)
     assert "SAOL 27 points off, no better than always one half (25; 1 of 2 seeds better)" in first
     assert "mask by the attention 20 points off, better than always one half" in first
     assert "slope 0.40" in second and "30 % of pairs" in second
-    shown = mixed.pair_numbers(table)
-    assert shown.loc["SAOL", "error, each seed"] == "24.0, 30.0" and shown.loc["SAOL", "A: split"] == "–"
+    numbers = mixed.pair_numbers(table)
+    assert numbers.loc["SAOL", "error, each seed"] == "24.0, 30.0"
+    assert numbers.loc["SAOL", "A: split"] == "–"
 
 
 def test_only_measures_of_these_runs_count_and_none_is_told(measured):
-    table = mixed.pair_table(measured[1][:1], measured[0])
+    table = mixed.pair_table(shown(measured.runs[:1], measured.results))
     assert table.share_error.tolist() == [24.0]
-    with pytest.raises(FileNotFoundError, match="neither weights nor measures"):
-        mixed.pair_table(make([1.0], arm="saol"), measured[0])
+
+    empty = mixed.pair_table(shown(make([1.0], arm="saol"), measured.results))
+    assert mixed.pair_numbers(empty) == NOT_RUN
+    assert mixed.pair_result(empty) == ("No network was measured yet.", "Nothing is known of its attention.")
+    assert mixed.pair_faults(empty) == []
+    assert caveat(empty) == "Nothing has run yet."
 
 
 def test_a_network_that_does_not_look_is_a_fault(measured):
-    table = mixed.pair_table(measured[1], measured[0])
+    table = mixed.pair_table(measured)
     assert mixed.pair_faults(table) == []
     (fault,) = mixed.pair_faults(table.assign(own_mass=[60.0, 60.0, 50.0, 60.0]))
     assert fault == "SAOL, mask by the attention, seed 0: own_mass is 50.0, not above 50"
@@ -64,14 +77,40 @@ def test_pairs_are_chosen_by_area_from_a_seeded_stream():
 
 def test_networks_are_measured_and_drawn(tmp_path):
     config = RunConfig(arm="saol_cutmix_ss_sd", backbone="resnet-8-8", eval_split="held_out", held_out=100)
-    pairs = mixed.draw_all_pairs(config)
-    assert len(pairs.share) == 100 and pairs.title(0).count(",") == 2
-    (run,) = make([10.0], arm=config.arm, backbone=config.backbone, eval_split="held_out", held_out=100)
-    networks = [(run, build_model("resnet-8-8", 10, seed=0).eval())]
-    table = mixed.measure_networks(networks, pairs, tmp_path)
+    fields = {"backbone": config.backbone, "eval_split": "held_out", "held_out": 100}
+    (run,) = make([10.0], arm=config.arm, origin={"data": load("digits").fingerprint}, **fields)
+    model = build_model("resnet-8-8", 10, seed=0).eval()
+    networks = mixed.one_network(run, model, config, tmp_path)
+
+    pairs = mixed.draw_all_pairs(networks)
+    assert len(pairs.share) == 100
+    assert str(pairs).startswith("100 pairs; the patch covers ")
+    assert pairs.title(0).count(",") == 2
+
+    table = mixed.measure_networks(networks, pairs)
     assert table.reading.value_counts().to_dict() == {"SAOL": 100, "its GAP-FC": 100}
-    assert set(mixed.pair_table([run], tmp_path).reading) == {"SAOL", "its GAP-FC"}
-    figure = mixed.pairs_figure(networks, pairs, mixed.chosen_pairs(pairs.share))
+    assert set(mixed.pair_table(networks).reading) == {"SAOL", "its GAP-FC"}
+
+    figure = mixed.pairs_figure(networks, pairs)
     titles = [tile.get_title() for tile in figure.axes[:6]]
     assert titles[1:] == ["A", "A·Y pasted", "A·Y base", "CAM pasted", "CAM base"]
-    assert mixed.pairs_figure([], pairs, torch.tensor([0])) is None and mixed.share_figure(table[:0]) is None
+
+
+def test_networks_of_other_data_are_not_measured(tmp_path):
+    (run,) = make([10.0], arm="saol_cutmix_ss_sd", origin={"data": "another"})
+    config = RunConfig(arm="saol_cutmix_ss_sd", eval_split="held_out", held_out=100)
+    with pytest.raises(OtherData, match="computed from other data"):
+        mixed.draw_all_pairs(mixed.one_network(run, None, config, tmp_path))
+
+
+def test_without_weights_the_figure_that_was_saved_is_shown(tmp_path):
+    nobody = shown([], tmp_path)
+    assert mixed.draw_all_pairs(nobody) is None
+    assert mixed.pairs_figure(nobody, None) is None
+    assert mixed.share_figure(mixed.measure_networks(nobody, None)) is None
+    assert figures.kept(None, tmp_path, "05_pairs") == figures.NO_WEIGHTS
+
+    drawn = figures.bars(pd.Series({"a": 1.0}), "a bar")
+    assert figures.kept(drawn, tmp_path, "05_pairs") is drawn
+    again = figures.kept(None, tmp_path, "05_pairs")
+    assert again.data == (tmp_path / "figures" / "05_pairs.png").read_bytes()

@@ -2,9 +2,11 @@
 
 import re
 
+import gate
 import pytest
 
 from saol_lib.evidence.claims import MEASURED, _fits, load_claims
+from saol_lib.evidence.mixed import is_measured
 from saol_lib.training.files import ROOT
 from saol_lib.training.profiles import OPEN, read_runs, study_configs
 from saol_lib.training.runs import RESULTS, run_id
@@ -69,6 +71,25 @@ def test_what_is_reached_first_decides_first(planned):
     families = [config.backbone for config in configs]
     assert families[:168] == ["resnet-8"] * 168
     assert {config.eval_split for config in configs} == {"test"}
+
+
+def test_notebook_05_measures_what_C14_reads_and_its_baseline(planned):
+    configs, claims = planned
+    notebook = ROOT / "notebooks/05_cutmix_attention.ipynb"
+    known = gate.defaults(gate.read(notebook))
+    values = known | gate.profile_values(PLAN.with_name("05.yaml"), known)
+    assert values["study"] == "cpu" and values["results"] == "results/study"
+
+    identities = [config.identity() for config in configs]
+    measured = [one for one in identities if is_measured(one, values["backbone"], values["arms"])]
+    (claim,) = [claim for claim in claims if claim.id == "C14"]
+    read = []
+    for test in claim.cpu.tests:
+        wanted = {key: value for key, value in test.a.where.items() if key not in MEASURED}
+        read += [one for one in identities if _fits(one, wanted) and one not in read]
+    rest = [one for one in measured if one not in read]
+    assert len(read) == 2 * 12 and all(one in measured for one in read)
+    assert [one["arm"] for one in rest] == ["gap_fc_cutmix"] * 12
 
 
 def test_the_profiles_study_is_its_file_alone():
