@@ -1,5 +1,6 @@
 """What notebook 03 measures and shows: boxes from the maps of trained networks, and how far attention is spread."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -60,10 +61,12 @@ class Scene(NamedTuple):
     def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Images as the network takes them, their labels, and which images of the split they are."""
         done = 0
-        for images, labels in islice(self.pixels.all(_BATCH), -(-self.count // _BATCH)):
+        most = math.ceil(self.count / _BATCH)
+        for images, labels in islice(self.pixels.all(_BATCH), most):
             index = self.kept[done : done + len(labels)]
-            yield images[: len(index)], labels[: len(index)], index
-            done += len(index)
+            count = len(index)
+            yield images[:count], labels[:count], index
+            done += count
 
     def localize(self, model: torch.nn.Module, method: str, **settings) -> Localization:
         """Boxes of a method on these images, each beside its own true ones. settings: those of `Localizer`."""
@@ -88,8 +91,13 @@ def scene(config: RunConfig, images: int | None = None) -> Scene:
 
 def with_weights(runs: Sequence[Run], results: str | Path) -> list[Run]:
     """The runs whose weights lie beside them, in `checkpoints`; weights are not in git."""
-    folder = resolve(results) / "checkpoints"
-    return [run for run in runs if any((folder / run.id).glob("*.safetensors"))]
+    checkpoints = resolve(results) / "checkpoints"
+    here = []
+    for run in runs:
+        weights = checkpoints / run.id
+        if any(weights.glob("*.safetensors")):
+            here.append(run)
+    return here
 
 
 def methods_of(run: Run) -> list[str]:
@@ -129,15 +137,21 @@ def measure_boxes(
             one = seen.localize(model, method, thresholds=levels)
             found[run.id, method] = one
             metrics[method] = one.metrics
-        if ARMS[run.config["arm"]].heads == ("gap",):
+
+        has_gap_alone = ARMS[run.config["arm"]].heads == ("gap",)
+        if has_gap_alone:
             boxes = seen.split.boxes[seen.kept]
-            metrics |= trivial_rows(boxes, seen.split.source_size, found[run.id, "cam"].ranks)
+            ranks = found[run.id, "cam"].ranks
+            metrics |= trivial_rows(boxes, seen.split.source_size, ranks)
         _save_measures(run, metrics, results)
     return found
 
 
 def _networks(finished: Mapping[str, Sequence[Run]], results: str | Path) -> list[Run]:
-    runs = [run for stage in STAGES for run in finished.get(stage, ())]
+    """The runs of all stages, in their order, whose weights are here."""
+    runs = []
+    for stage in STAGES:
+        runs += finished.get(stage, ())
     return with_weights(runs, results)
 
 
@@ -148,7 +162,8 @@ def _config(run: Run, data_dir: str | None) -> RunConfig:
 def _save_measures(run: Run, metrics: Mapping[str, dict], results: str | Path) -> None:
     for method, numbers in metrics.items():
         config = run.config | {"measure": "localization", "method": method}
-        save_run(resolve(results), run._replace(config=config, metrics=numbers, epochs=[]), folder="measures")
+        measured = run._replace(config=config, metrics=numbers, epochs=[])
+        save_run(resolve(results), measured, folder="measures")
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -160,24 +175,44 @@ def boxes_table(finished: Mapping[str, Sequence[Run]], results: str | Path) -> p
     A row a network and map; stages in their order, in each the boxes that look at nothing first. Raises
     FileNotFoundError where nothing was measured.
     """
-    stage_of = {run.id: stage for stage, runs in finished.items() for run in runs}
+    stage_of = {}
+    for stage, runs in finished.items():
+        for run in runs:
+            stage_of[run.id] = stage
+
     rows = []
     for measure in load_runs(results, folder="measures"):
-        config = {name: value for name, value in measure.config.items() if name not in ("measure", "method")}
+        config = dict(measure.config)
+        kind = config.pop("measure", None)
+        method = config.pop("method", None)
         stage = stage_of.get(run_id(config))
-        if stage and measure.config.get("measure") == "localization":
-            method = measure.config["method"]
+        if stage and kind == "localization":
             network = "none" if method in BLIND else network_name(config)
-            place = {"stage": stage, "network": network, "method": method, "seed": config["seed"]}
+            place = {
+                "stage": stage,
+                "network": network,
+                "method": method,
+                "seed": config["seed"],
+            }
             rows.append(place | measure.metrics)
     if not rows:
         raise FileNotFoundError(f"{results} has neither weights nor measures of these networks; run notebook 02 first")
+    return _in_order(pd.DataFrame(rows))
 
-    table = pd.DataFrame(rows)
-    ranks = {name: rank for rank, name in enumerate((*MAPS, *STAGES))}
-    key = {"stage": table.stage.map(ranks), "blind": ~table.method.isin(BLIND), "network": table.network}
-    order = pd.DataFrame(key | {"method": table.method.map(ranks), "seed": table.seed})
-    return table.loc[order.sort_values(list(order)).index].reset_index(drop=True)
+
+def _in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """By stage, then the boxes that look at nothing first, then by network, map and seed."""
+    stages = {name: rank for rank, name in enumerate(STAGES)}
+    maps = {name: rank for rank, name in enumerate(MAPS)}
+    ranks = {
+        "stage": table.stage.map(stages),
+        "looks": ~table.method.isin(BLIND),
+        "network": table.network,
+        "method": table.method.map(maps),
+        "seed": table.seed,
+    }
+    order = pd.DataFrame(ranks).sort_values(list(ranks))
+    return table.loc[order.index].reset_index(drop=True)
 
 
 def box_numbers(table: pd.DataFrame) -> pd.DataFrame:
@@ -189,20 +224,27 @@ def box_numbers(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (network, method), part in table.groupby(["network", "method"], sort=False):
         row = {"network": network, "map": MAPS[method]}
-        for stage in stages:
-            row[f"V2, {stage}"] = _mean_of(part[part.stage == stage], "max_box_acc_v2")
+        of_stage = {stage: part[part.stage == stage] for stage in stages}
+        for stage, own in of_stage.items():
+            row[f"V2, {stage}"] = _mean_of(own, "max_box_acc_v2")
+        first = of_stage[stages[0]]
         for name, title in COLUMNS.items():
-            row[title] = _mean_of(part[part.stage == stages[0]], name)
+            row[title] = _mean_of(first, name)
         rows.append(row)
     return pd.DataFrame(rows).set_index(["network", "map"])
 
 
 def _mean_of(part: pd.DataFrame, name: str) -> str:
-    values = part[name].dropna() if name in part else part.seed[:0]
+    """The mean of a column, with the standard deviation where its values differ."""
+    if name not in part:
+        return "–"
+    values = part[name].dropna()
     if values.empty:
         return "–"
-    several = len(values) > 1 and values.nunique() > 1
-    return f"{values.mean():.1f} ± {values.std():.1f}" if several else f"{values.mean():.1f}"
+    mean = f"{values.mean():.1f}"
+    if values.nunique() == 1:
+        return mean
+    return f"{mean} ± {values.std():.1f}"
 
 
 def spread_numbers(table: pd.DataFrame) -> pd.DataFrame:
@@ -211,23 +253,31 @@ def spread_numbers(table: pd.DataFrame) -> pd.DataFrame:
     `in the box` and `the box covers` in percent, `denser` their ratio; entropy in nats; `largest cell` in percent.
     """
     there = table[table.method.isin(["attention", "abn"])]
-    names = {"mass_inside": "in the box", "area_share": "the box covers", "largest_cell": "largest cell"}
-    means = there.groupby(["stage", "network"], sort=False)[[*names, "entropy"]].mean()
-    means = means.assign(denser=means.mass_inside / means.area_share)
-    return means.rename(columns=names)[["in the box", "the box covers", "denser", "entropy", "largest cell"]].round(2)
+    columns = ["mass_inside", "area_share", "entropy", "largest_cell"]
+    means = there.groupby(["stage", "network"], sort=False)[columns].mean()
+    shown = {
+        "in the box": means.mass_inside,
+        "the box covers": means.area_share,
+        "denser": means.mass_inside / means.area_share,
+        "entropy": means.entropy,
+        "largest cell": means.largest_cell,
+    }
+    return pd.DataFrame(shown).round(2)
 
 
 def box_faults(table: pd.DataFrame, seeds: int) -> list[str]:
     """What cannot be: measures that are missing, numbers out of their order; a sentence each."""
     faults = []
     counts = table.groupby(["stage", "network", "method"]).seed.nunique()
-    for place, count in counts[counts != seeds].items():
+    missing = counts[counts != seeds]
+    for place, count in missing.items():
         faults.append(f"{', '.join(place)}: measured for {count} of {seeds} seeds")
 
-    loose, middle, strict = (table[f"box_acc_{iou}"] for iou in (30, 50, 70))
-    ordered = (loose >= middle) & (middle >= strict)
+    known_error = 100 - table.gt_known
+    ordered = table.box_acc_30 >= table.box_acc_50
+    ordered &= table.box_acc_50 >= table.box_acc_70
     ordered &= table.top1_loc_error >= table.top5_loc_error
-    ordered &= table.top5_loc_error >= 100 - table.gt_known - 1e-9  # a known class never hurts
+    ordered &= table.top5_loc_error >= known_error - 1e-9  # a known class never hurts
     for row in table[~ordered].itertuples():
         faults.append(f"{row.stage}, {row.network}, {row.method}: a stricter measure is the more accurate one")
     return faults
@@ -235,17 +285,21 @@ def box_faults(table: pd.DataFrame, seeds: int) -> list[str]:
 
 def cam_is_grad_cam(finished: Mapping[str, Sequence[Run]], results: str | Path, data_dir: str | None = None) -> bool:
     """Whether Grad-CAM is CAM up to ReLU and scale on the first images, for every GAP-FC layer that is here."""
-    agree = True
-    for run in _networks(finished, results):
-        if "cam" in methods_of(run):
-            images, labels, _ = next(scene(_config(run, data_dir), 20).batches())
-            model = load_model(run, results)
-            with torch.inference_mode():
-                outputs, feature = model.look(images.to(next(model.parameters()).device))
-                cam = raw_maps(model, outputs, feature, labels, "cam")
-                grad_cam = raw_maps(model, outputs, feature, labels, "grad_cam")
-            agree &= torch.allclose(grad_cam, cam.relu() / cam[0].numel(), rtol=1e-3, atol=1e-4)
-    return agree
+    runs = [run for run in _networks(finished, results) if "cam" in methods_of(run)]
+    for run in runs:
+        seen = scene(_config(run, data_dir), 20)
+        images, labels, _ = next(seen.batches())
+        model = load_model(run, results)
+        device = next(model.parameters()).device
+        with torch.inference_mode():
+            outputs, feature = model.look(images.to(device))
+            cam = raw_maps(model, outputs, feature, labels, "cam")
+            grad_cam = raw_maps(model, outputs, feature, labels, "grad_cam")
+        cells = cam[0].numel()
+        expected = cam.relu() / cells
+        if not torch.allclose(grad_cam, expected, rtol=1e-3, atol=1e-4):
+            return False
+    return True
 
 
 def box_result(table: pd.DataFrame) -> tuple[str, str]:
@@ -255,30 +309,40 @@ def box_result(table: pd.DataFrame) -> tuple[str, str]:
     """
     means = table.groupby(["stage", "network", "method"], sort=False).max_box_acc_v2.mean()
     tuned = means["fine-tuned"]
-    bar = max(tuned.get(("none", name), 0.0) for name in BLIND)
     has_saol = {network for network, method in tuned.index if method == "saol"}
-    told = []
-    for (network, method), value in tuned.items():
-        is_own = method in OWN and (method == "saol") == (network in has_saol)
-        if is_own:
-            told.append(f"{MAPS[method]} of {network} {value:.1f} ({'above' if value > bar else 'not above'})")
-    first = f"MaxBoxAccV2 against {bar:.1f} of the best box that looks at nothing: {'; '.join(told)}."
-
-    changes = []
-    for network in sorted(has_saol):
-        before, after = (means.get((stage, network, "saol")) for stage in ("continued", "enlarged"))
-        if before is not None and after is not None:
-            changes.append(f"{network} {after - before:+.1f}")
-    second = "Doubling was not measured."
-    if changes:
-        second = f"Points of MaxBoxAccV2 of A · Y by doubling the output: {'; '.join(changes)}."
+    first = _against_blind(tuned, has_saol)
+    second = _by_doubling(means, sorted(has_saol))
 
     spread = spread_numbers(table[table.stage == "fine-tuned"])
     lies = [f"{network} {row.denser:.1f}" for (_, network), row in spread.iterrows()]
-    return (
-        first,
-        f"{second} Share of the attention in the true box, over the box's share of the image: {'; '.join(lies)}.",
-    )
+    third = f"Share of the attention in the true box, over the box's share of the image: {'; '.join(lies)}."
+    return first, f"{second} {third}"
+
+
+def _against_blind(tuned: pd.Series, has_saol: set[str]) -> str:
+    """MaxBoxAccV2 (network, method) of each network's own map, against the boxes that look at nothing."""
+    bar = max(tuned.get(("none", name), 0.0) for name in BLIND)
+    told = []
+    for (network, method), value in tuned.items():
+        reads_saol = method == "saol"
+        if method not in OWN or reads_saol != (network in has_saol):
+            continue
+        verdict = "above" if value > bar else "not above"
+        told.append(f"{MAPS[method]} of {network} {value:.1f} ({verdict})")
+    return f"MaxBoxAccV2 against {bar:.1f} of the best box that looks at nothing: {'; '.join(told)}."
+
+
+def _by_doubling(means: pd.Series, networks: Sequence[str]) -> str:
+    """What the doubled output changes in MaxBoxAccV2 (stage, network, method) of A * Y."""
+    changes = []
+    for network in networks:
+        before = means.get(("continued", network, "saol"))
+        after = means.get(("enlarged", network, "saol"))
+        if before is not None and after is not None:
+            changes.append(f"{network} {after - before:+.1f}")
+    if not changes:
+        return "Doubling was not measured."
+    return f"Points of MaxBoxAccV2 of A · Y by doubling the output: {'; '.join(changes)}."
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -290,24 +354,38 @@ def curves_figure(
     """Boxes by threshold, a line a fine-tuned network by its own map, means over seeds; None without weights."""
     curves = {}
     for run in finished["fine-tuned"]:
-        for method in OWN:
-            if (run.id, method) in found and not (method == "cam" and "saol" in methods_of(run)):
-                accuracy = found[run.id, method].accuracy
+        for method in _own_maps(run):
+            if (run.id, method) in found:
                 name = f"{network_name(run.config)}: {MAPS[method]}"
-                curves.setdefault(name, []).append((accuracy.thresholds, accuracy.curve))
+                accuracy = found[run.id, method].accuracy
+                curves.setdefault(name, []).append(accuracy)
     if not curves:
         return None
+
     lines = {}
-    for name, some in curves.items():
-        lines[name] = some[0][0], np.mean([curve for _, curve in some], axis=0)
-    levels = {name: table[table.method == name].max_box_acc.mean() for name in BLIND}
+    for name, accuracies in curves.items():
+        mean = np.mean([accuracy.curve for accuracy in accuracies], axis=0)
+        lines[name] = accuracies[0].thresholds, mean
+    levels = {}
+    for name in BLIND:
+        levels[name] = table[table.method == name].max_box_acc.mean()
     return figures.threshold_curves(lines, levels)
+
+
+def _own_maps(run: Run) -> list[str]:
+    """Those of OWN that a run's network gives: of one with a SAOL its A * Y, not the CAM of its GAP-FC."""
+    methods = methods_of(run)
+    if "saol" in methods:
+        return ["saol"]
+    return [method for method in methods if method in OWN]
 
 
 def gallery_run(finished: Mapping[str, Sequence[Run]], results: str | Path) -> Run | None:
     """The network of the gallery: the last SAOL of the last stage of which weights are here."""
     runs = [run for run in _networks(finished, results) if "saol" in methods_of(run)]
-    return runs[-1] if runs else None
+    if not runs:
+        return None
+    return runs[-1]
 
 
 def gallery_figure(
@@ -328,9 +406,15 @@ def gallery_figure(
     best = seen.localize(model, "saol", threshold=threshold, thresholds=[threshold])
     index = seen.kept
     labels = seen.split.labels[index]
+    chosen = picks(best.ious, best.ranks, labels, classes)
     rows = {}
-    for name, places in picks(best.ious, best.ranks, labels, classes).items():
-        rows[name] = [_tile(model, seen, int(index[i]), threshold, float(best.ious[i])) for i in places]
+    for name, places in chosen.items():
+        rows[name] = []
+        for place in places:
+            image = int(index[place])
+            iou = float(best.ious[place])
+            tile = _tile(model, seen, image, threshold, iou)
+            rows[name].append(tile)
     return figures.gallery(rows)
 
 
@@ -338,9 +422,11 @@ def picks(ious: Tensor, ranks: Tensor, labels: Tensor, classes: int) -> dict[str
     """Of each of the first classes the images with the lowest, the median and the highest IoU, of those got right."""
     rows = {"lowest IoU": [], "median": [], "highest": []}
     for label in labels.unique()[:classes].tolist():
-        right = ((labels == label) & (ranks == 0)).nonzero()[:, 0]
+        is_right = (labels == label) & (ranks == 0)
+        right = is_right.nonzero()[:, 0]
         if len(right):
-            order = right[ious[right].argsort(stable=True)].tolist()
+            by_iou = ious[right].argsort(stable=True)
+            order = right[by_iou].tolist()
             rows["lowest IoU"].append(order[0])
             rows["median"].append(order[len(order) // 2])
             rows["highest"].append(order[-1])
@@ -351,8 +437,12 @@ def _tile(model: torch.nn.Module, seen: Scene, index: int, threshold: float, iou
     """A picture, its map, its first true box, the box found and a title."""
     which = torch.tensor([index])
     picture = seen.split.pictures(which)
+    pixels = seen.pixels.normalise(picture)
     label = seen.split.labels[which]
-    values = score_maps(model, seen.pixels.normalise(picture), label, size=seen.split.source_size)[0].cpu()
+    maps = score_maps(model, pixels, label, size=seen.split.source_size)
+    values = maps[0].cpu()
     truth = seen.split.boxes[index].reshape(-1, 4)[0]
-    title = f"{seen.classes[int(label)][:16]}, {iou:.2f}"
-    return picture[0], values, truth, largest_box(values, threshold), title
+    found = largest_box(values, threshold)
+    name = seen.classes[int(label)]
+    title = f"{name[:16]}, {iou:.2f}"
+    return picture[0], values, truth, found, title

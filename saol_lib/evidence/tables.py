@@ -1,7 +1,7 @@
 """Tables of runs: `paired` is the one that README, results/README.md, the figures and the notebooks share."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -42,21 +42,38 @@ ARMS_IN_WORDS = {
     "abn_cutmix": "the Attention Branch Network on CutMix-ed images",
 }
 # What GAP-FC does not see, and the rate that each family of arms chose for itself: no part of a setting.
-VARIANTS = ("lr", "blocks", *(field.name for field in (*fields(SaolOptions), *fields(LossOptions))))
-COLUMNS = ["setting", "variant", "arm", "family", "regime", "layer", "seed", "lr", "top1", "best", "seconds", "id"]
+_OPTIONS = [field.name for options in (SaolOptions, LossOptions) for field in fields(options)]
+VARIANTS = ("lr", "blocks", *_OPTIONS)
+COLUMNS = [
+    "setting",
+    "variant",
+    "arm",
+    "family",
+    "regime",
+    "layer",
+    "seed",
+    "lr",
+    "top1",
+    "best",
+    "seconds",
+    "id",
+]
 
 
 def readings(runs: Sequence[Run]) -> pd.DataFrame:
     """One row a run, output layer and evaluated epoch: arm, family, regime, layer, seed, epoch, top1 (percent)."""
     rows = []
     for run in runs:
-        names = _names(run)
+        arm = run.config["arm"]
+        seed = run.config["seed"]
+        family, regime = in_words(arm)
         for entry in run.epochs:
             for layer, label in LAYERS.items():
                 top1 = entry.get(f"top1_{layer}")
                 if top1 is not None:
-                    rows.append((*names, label, run.config["seed"], entry["epoch"], top1))
-    return pd.DataFrame(rows, columns=["arm", "family", "regime", "layer", "seed", "epoch", "top1"])
+                    rows.append((arm, family, regime, label, seed, entry["epoch"], top1))
+    columns = ["arm", "family", "regime", "layer", "seed", "epoch", "top1"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def paired(runs: Sequence[Run], baseline: str = "gap_fc") -> pd.DataFrame:
@@ -72,7 +89,8 @@ def paired(runs: Sequence[Run], baseline: str = "gap_fc") -> pd.DataFrame:
     for run in runs:
         rows += _rows(run)
     table = pd.DataFrame(rows, columns=COLUMNS)
-    table["variant"] = _variants(table, {run.id: run for run in runs})
+    configs = {run.id: run.config for run in runs}
+    table["variant"] = _variants(table, configs)
 
     twice = table.duplicated(["setting", "variant", "arm", "layer", "seed"])
     if twice.any():
@@ -85,41 +103,64 @@ def in_words(arm: str) -> tuple[str, str]:
     return FAMILIES[arm.replace("_cutmix", "")], REGIMES["cutmix" in arm]
 
 
-def _names(run: Run) -> tuple[str, str, str]:
+def _rows(run: Run) -> list[dict]:
+    """One row an output layer; the variant is told by `_variants`, which sees all runs."""
     arm = run.config["arm"]
-    return arm, *in_words(arm)
-
-
-def _rows(run: Run) -> list[tuple]:
-    whole = setting(run.config) | {name: run.provenance.get(name) for name in ("sources", "data")}
-    shared = {name: value for name, value in whole.items() if name not in ("arm", "seed", *VARIANTS)}
-    key = json.dumps(shared, sort_keys=True)
+    family, regime = in_words(arm)
+    shared = {
+        "setting": _setting(run),
+        "variant": "",
+        "arm": arm,
+        "family": family,
+        "regime": regime,
+        "seed": run.config["seed"],
+        "lr": run.config.get("lr"),
+        "seconds": run.provenance.get("seconds"),
+        "id": run.id,
+    }
     rows = []
     for layer, label in LAYERS.items():
-        last, best = (run.metrics.get(f"top1_{layer}_{epoch}") for epoch in ("last", "best"))
+        last = run.metrics.get(f"top1_{layer}_last")
+        best = run.metrics.get(f"top1_{layer}_best")
         if last is not None:
-            ends = (run.config["seed"], run.config.get("lr"), last, best, run.provenance.get("seconds"), run.id)
-            rows.append((key, "", *_names(run), label, *ends))
+            rows.append(shared | {"layer": label, "top1": last, "best": best})
     return rows
 
 
-def _variants(table: pd.DataFrame, runs: dict[str, Run]) -> list[str]:
+def _setting(run: Run) -> str:
+    """What the runs of one setting share, as JSON."""
+    whole = setting(run.config)
+    for name in ("sources", "data"):
+        whole[name] = run.provenance.get(name)
+    for name in ("arm", "seed", *VARIANTS):
+        whole.pop(name, None)
+    return json.dumps(whole, sort_keys=True)
+
+
+def _variants(table: pd.DataFrame, configs: Mapping[str, dict]) -> list[str]:
     """What each row's run changes of the options that other runs of its setting have otherwise, in words."""
     varying = {}
     for key, ids in table.groupby("setting").id:
-        configs = [runs[name].config for name in ids]
-        varying[key] = [name for name in VARIANTS if len({str(config.get(name)) for config in configs}) > 1]
+        there = [configs[name] for name in ids]
+        varying[key] = [name for name in VARIANTS if _differs(name, there)]
     rates = table.groupby(["setting", "arm"]).lr.nunique()
 
     told = []
     for row in table.itertuples():
-        config = runs[row.id].config
+        config = configs[row.id]
         names = [name for name in varying[row.setting] if _is_told(row.arm, name, config)]
-        if rates[row.setting, row.arm] < 2:  # the arm's own rate is no variant of it
-            names = [name for name in names if name != "lr"]
+        has_one_rate = rates[row.setting, row.arm] < 2  # the arm's own rate is no variant of it
+        if has_one_rate and "lr" in names:
+            names.remove("lr")
         changes = [f"{name} {config.get(name)}" for name in names]
         told.append(", ".join(changes))
     return told
+
+
+def _differs(name: str, configs: Iterable[Mapping]) -> bool:
+    """Whether a field has more than one value."""
+    values = {str(config.get(name)) for config in configs}
+    return len(values) > 1
 
 
 def _is_told(arm: str, name: str, config: dict) -> bool:
@@ -138,8 +179,9 @@ def _baseline(table: pd.DataFrame, baseline: str) -> pd.Series:
     if base.duplicated(key).any():
         key.append("lr")
     values = base.drop_duplicates(key).set_index(key).top1
-    own = values.reindex(pd.MultiIndex.from_frame(table[key]))
-    return pd.Series(own.to_numpy(), index=table.index)
+    wanted = pd.MultiIndex.from_frame(table[key])
+    found = values.reindex(wanted)
+    return pd.Series(found.to_numpy(), index=table.index)
 
 
 def effects_table(claims: Sequence[Claim], found: Mapping[str, Sequence[Found]]) -> pd.DataFrame:
@@ -150,23 +192,41 @@ def effects_table(claims: Sequence[Claim], found: Mapping[str, Sequence[Found]])
     rows = []
     for claim in claims:
         smallest = claim.smallest_effect if claim.margin is None else -claim.margin
-        for one in found[claim.id]:
-            if one.comparison:
-                t = one.claimed
-                rows.append((claim.id, one.test.label, t.mean, t.low, t.high, smallest, t.n, one.test.seeds))
-    return pd.DataFrame(rows, columns=["claim", "test", "mean", "low", "high", "smallest", "n", "planned"])
+        ran = [one for one in found[claim.id] if one.comparison]
+        for one in ran:
+            effect = one.claimed
+            row = {
+                "claim": claim.id,
+                "test": one.test.label,
+                "mean": effect.mean,
+                "low": effect.low,
+                "high": effect.high,
+                "smallest": smallest,
+                "n": effect.n,
+                "planned": one.test.seeds,
+            }
+            rows.append(row)
+    columns = ["claim", "test", "mean", "low", "high", "smallest", "n", "planned"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def summary(runs: Sequence[Run]) -> str:
     """Mean last-epoch accuracy of both output layers as text; a line for runs of which only the seed differs."""
     if not runs:
         return "Arms: no finished run"
-    configs = pd.DataFrame([setting(run.config) for run in runs]).drop(columns="seed", errors="ignore").astype(str)
-    by = ["arm", *(name for name in configs if name != "arm" and configs[name].nunique() > 1)]
-    metrics = pd.DataFrame([run.metrics for run in runs]).reindex(columns=["top1_gap_last", "top1_saol_last"])
+    settings = [setting(run.config) for run in runs]
+    configs = pd.DataFrame(settings).drop(columns="seed", errors="ignore")
+    configs = configs.astype(str)
+    varying = [name for name in configs if configs[name].nunique() > 1]
+    by = ["arm", *(name for name in varying if name != "arm")]
+
+    metrics = pd.DataFrame([run.metrics for run in runs])
+    metrics = metrics.reindex(columns=["top1_gap_last", "top1_saol_last"])
     groups = configs[by].join(metrics).groupby(by, sort=False, dropna=False)
-    table = groups.mean().round(2).assign(runs=groups.size()).reset_index()
-    return "Arms: mean top-1 of the last epoch, percent\n" + table.to_string(index=False, na_rep="-")
+    means = groups.mean().round(2)
+    table = means.assign(runs=groups.size()).reset_index()
+    told = table.to_string(index=False, na_rep="-")
+    return f"Arms: mean top-1 of the last epoch, percent\n{told}"
 
 
 # --- what notebooks show ----------------------------------------------------------------------------------------------
@@ -183,19 +243,22 @@ def accuracies(table: pd.DataFrame) -> pd.DataFrame | str:
     """
     if table.empty:
         return NOT_RUN
-    words = pd.Series(_told_apart(table), index=table.index)
-    named = table.assign(family=table.family + words.map(lambda told: f" ({told})" if told else ""))
-    rows = []
+    told = pd.Series(_told_apart(table), index=table.index)
+    named = table.assign(family=table.family + told.map(_in_brackets))
+    rows = {}
     for key, part in named.groupby(["regime", "family", "layer"], sort=False):
         part = part.sort_values("seed")
-        is_baseline = part.arm.iloc[0] in ("gap_fc", "gap_fc_cutmix")
-        gains = part.delta.dropna() if not is_baseline else part.delta[:0]
-        each = ", ".join(f"{gain:+.1f}" for gain in gains) or "–"
-        rows.append((*key, part.top1.mean(), part.top1.std(), gains.mean(), each, part.best.mean()))
-
-    names = ["", "trained as", "layer read"]
-    columns = ["top-1", "spread", "above GAP-FC", "each seed", "best epoch"]
-    told = pd.DataFrame(rows, columns=[*names, *columns]).set_index(names).round(1)
+        gains = _compared(part).delta
+        each = [f"{gain:+.1f}" for gain in gains]
+        rows[key] = {
+            "top-1": part.top1.mean(),
+            "spread": part.top1.std(),
+            "above GAP-FC": gains.mean(),
+            "each seed": ", ".join(each) or "–",
+            "best epoch": part.best.mean(),
+        }
+    index = pd.MultiIndex.from_tuples(list(rows), names=["", "trained as", "layer read"])
+    told = pd.DataFrame(list(rows.values()), index=index).round(1)
     return told.astype(object).fillna("–")
 
 
@@ -212,12 +275,25 @@ def _told_apart(table: pd.DataFrame) -> list[str]:
     return told
 
 
+def _in_brackets(words: str) -> str:
+    return f" ({words})" if words else ""
+
+
+def _compared(part: pd.DataFrame) -> pd.DataFrame:
+    """Those rows of one arm that have a baseline which is another run: none of GAP-FC's own."""
+    is_baseline = part.arm.iloc[0] in ("gap_fc", "gap_fc_cutmix")
+    if is_baseline:
+        return part[:0]
+    return part.dropna(subset="delta")
+
+
 def lead(table: pd.DataFrame, family: str, layer: str) -> str:
     """How far a family's output layer is above GAP-FC, in words: "+14.9 points without CutMix (2 of 2 seeds above)".
 
     table: what `paired` gave; family and layer as FAMILIES and LAYERS name them.
     """
-    part = table[(table.family == family) & (table.layer == layer) & (table.variant == "")].dropna(subset="delta")
+    is_meant = (table.family == family) & (table.layer == layer) & (table.variant == "")
+    part = table[is_meant].dropna(subset="delta")
     told = []
     for regime, gains in part.groupby("regime", sort=False).delta:
         above = int((gains > 0).sum())
@@ -263,21 +339,23 @@ def runs_tables(folder: str, results: Path = RESULTS) -> str:
     if not runs:
         return "not run yet"
     table = paired(runs)
-    settings = {key: json.loads(key) for key in dict.fromkeys(table.setting)}
-    shown = ["dataset", "train_images", "eval_split", "backbone", "epochs"]
-    names = {name for fields in settings.values() for name in fields}
-    shown += sorted(name for name in names - set(shown) if _differs(name, settings.values()))
+    settings = {key: json.loads(key) for key in table.setting.unique()}
+    shown = _told_of(list(settings.values()))
 
     parts = []
     for key, group in table.groupby("setting", sort=False):
-        hours = group.drop_duplicates("id").seconds.sum() / 3600
-        caption = ", ".join(f"{name}: {settings[key].get(name)}" for name in shown)
-        parts.append(f"{caption}; {hours:.1f} h of training\n\n{_runs_table(group)}")
+        seconds = group.drop_duplicates("id").seconds.sum()
+        named = [f"{name}: {settings[key].get(name)}" for name in shown]
+        caption = f"{', '.join(named)}; {seconds / 3600:.1f} h of training"
+        parts += [caption, _runs_table(group)]
     return "\n\n".join(parts)
 
 
-def _differs(name: str, settings) -> bool:
-    return len({str(fields.get(name)) for fields in settings}) > 1
+def _told_of(settings: Sequence[dict]) -> list[str]:
+    """The fields that a table's caption tells: what every reader asks for, and in what the settings differ."""
+    always = ["dataset", "train_images", "eval_split", "backbone", "epochs"]
+    names = set().union(*settings) - set(always)
+    return always + [name for name in sorted(names) if _differs(name, settings)]
 
 
 def _runs_table(group: pd.DataFrame) -> str:
@@ -285,20 +363,20 @@ def _runs_table(group: pd.DataFrame) -> str:
     lines.append("|---|---|---|---|")
     for (arm, variant, layer), part in group.groupby(["arm", "variant", "layer"], sort=True):
         part = part.sort_values("seed")
-        name = f"`{arm}`" + (f" ({variant})" if variant else "")
-        compared = part.dropna(subset="delta") if arm not in ("gap_fc", "gap_fc_cutmix") else part[:0]
         cells = [
-            f"{name}, {layer}",
+            f"`{arm}`{_in_brackets(variant)}, {layer}",
             _each(part, "top1", ".2f"),
             f"{part.best.mean():.2f}",
-            _each(compared, "delta", "+.2f"),
+            _each(_compared(part), "delta", "+.2f"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _each(part: pd.DataFrame, column: str, spec: str) -> str:
+    """The mean of a column, and each seed's value."""
     if part.empty:
         return "–"
-    each = ", ".join(f"{seed}: {value:{spec}}" for seed, value in zip(part.seed, part[column], strict=True))
-    return f"{part[column].mean():{spec}} ({each})"
+    values = part.set_index("seed")[column]
+    each = [f"{seed}: {value:{spec}}" for seed, value in values.items()]
+    return f"{values.mean():{spec}} ({', '.join(each)})"
