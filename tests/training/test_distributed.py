@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import ENVIRONMENT
 from torch import nn
 
 from saol_lib.cutmix import SCHEDULES, Patches, draw, mix, paste
@@ -53,7 +54,6 @@ TORCHRUN = [
     "saol_lib.training",
 ]
 pytestmark = pytest.mark.timeout(900)  # a busy machine takes minutes to start three processes
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(distributed.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
 ALL = "saol_cutmix_ss_sd"
 
 

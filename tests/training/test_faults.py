@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import ENVIRONMENT, launch
 
 from saol_lib.training import RunConfig, load_checkpoint, load_runs, run_id, train
-from saol_lib.training.files import ROOT
 
 TINY = {"train_images": 200, "epochs": 2, "backbone": "resnet-8-8", "batch_size": 40, "lr": 0.05}
 pytestmark = pytest.mark.timeout(900)  # a busy machine takes minutes to start a few processes
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 ALL = "saol_cutmix_ss_sd"
 
 STORM = """
@@ -126,20 +125,6 @@ def test_killed_at_thirty_moments_and_continued(tmp_path):
     assert found["writing"] >= 5, "too few of the kills came in the middle of writing a file"
 
 
-def shell(folder, config, *command):
-    (folder / "config.json").write_text(json.dumps(config.identity()))
-    command = [
-        sys.executable,
-        "-u",
-        *command,
-        "-m",
-        "saol_lib.training",
-        str(folder / "config.json"),
-        str(folder / "results"),
-    ]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def only_run(folder):
     (run,) = load_runs(folder / "results")
     return run.metrics, run.epochs
@@ -148,7 +133,7 @@ def only_run(folder):
 @pytest.mark.faults
 def test_two_processes_started_at_once_on_one_run(tmp_path):
     config = RunConfig(arm="saol_sd", **TINY | {"train_images": None, "epochs": 6})
-    both = [shell(tmp_path, config) for _ in range(2)]
+    both = [launch(tmp_path, config) for _ in range(2)]
     ended = {process.wait(timeout=800): process.communicate()[1] for process in both}
     assert set(ended) == {0, 1}
     assert re.fullmatch(r"run saol_sd-s0-\w{10} is being trained by another process; .*\n", ended[1])
@@ -174,7 +159,7 @@ def test_a_disk_that_is_full(tmp_path, kilobytes):
     config = RunConfig(arm="saol_sd", **TINY | {"epochs": 4})
     results = tmp_path / "results"
     with tmpfs(results, f"size={kilobytes}k"):
-        process = shell(tmp_path, config)
+        process = launch(tmp_path, config)
         _, errors = process.communicate(timeout=800)
         assert process.returncode == 1 and errors.count("\n") == 1 and "No space left on device" in errors
         kept = load_checkpoint(results / "checkpoints" / run_id(config.identity()))
@@ -201,7 +186,7 @@ def test_a_read_only_results_folder(tmp_path):
         whole = train(config, results, progress=False)
         subprocess.run(["mount", "-o", "remount,ro", str(results)], check=True)
         assert train(config, results, progress=False) == whole  # what is finished can be read
-        process = shell(tmp_path, RunConfig(seed=1, **TINY))
+        process = launch(tmp_path, RunConfig(seed=1, **TINY))
         _, errors = process.communicate(timeout=800)
         assert process.returncode == 1 and errors.count("\n") == 1 and "Read-only file system" in errors, errors
         assert load_runs(results) == [whole]
@@ -212,7 +197,7 @@ def test_a_killed_process_of_two_and_the_run_continued(tmp_path):
     """Two processes, one is killed; started again, both go on and end in the numbers of a run never stopped."""
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     config = RunConfig(arm=ALL, **TINY | {"train_images": None, "epochs": 4})
-    process = shell(tmp_path, config, *command)
+    process = launch(tmp_path, config, *command)
     assert "epoch 1/4" in process.stdout.readline()
     ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(ranks[-1]), 9)
@@ -220,7 +205,7 @@ def test_a_killed_process_of_two_and_the_run_continued(tmp_path):
     assert process.returncode not in (0, None) and not (tmp_path / "results" / "runs").exists()
     (tmp_path / "whole").mkdir()
     for folder in (tmp_path, tmp_path / "whole"):
-        process = shell(folder, config, *command)
+        process = launch(folder, config, *command)
         _, errors = process.communicate(timeout=800)
         assert process.returncode == 0, errors[-3000:]
     assert only_run(tmp_path) == only_run(tmp_path / "whole")

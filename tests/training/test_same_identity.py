@@ -1,7 +1,6 @@
 """One run has one identity and one set of numbers, wherever it is asked for."""
 
 import json
-import os
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -10,8 +9,9 @@ import pytest
 import run as notebooks
 import torch
 from gate import NOTEBOOKS
+from processes import ENVIRONMENT
 
-from saol_lib.training import RunConfig, files, load_runs, run_id, run_study, train, workers
+from saol_lib.training import RunConfig, load_runs, run_id, run_study, train, workers
 
 VALUES = {
     "dataset": "digits",
@@ -27,7 +27,6 @@ VALUES = {
 ARM = "saol_sd"
 CONFIG = RunConfig(arm=ARM, **VALUES)
 OTHERWISE = {"milestones": [], "decay": "kernels", "clip_norm": None, "autocast": "none"}  # than in cifar10-wrn40
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(files.ROOT), "OMP_NUM_THREADS": "1"}
 pytestmark = pytest.mark.timeout(900)  # a busy machine takes minutes to start a few processes
 
 

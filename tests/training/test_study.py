@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from processes import ENVIRONMENT
 
 from saol_lib.training import (
     Run,
@@ -40,7 +41,6 @@ TINY = {"train_images": 200, "epochs": 2, "backbone": "resnet-8-8", "batch_size"
 pytestmark = pytest.mark.timeout(900)  # a busy machine takes minutes to start a few processes
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers through Linux's /proc")
 LONG = 800  # seconds, below pytest's own limit: where that ends a test, what hangs is told
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(files.ROOT), "OMP_NUM_THREADS": "1"}
 
 
 class Direct(Executor):
@@ -625,6 +625,14 @@ def test_a_script_without_a_main_guard_is_told(tmp_path):
     assert "freeze_support" not in done.stderr
 
 
+def last_words(process):
+    """What a study says when it fails: its last line, and no traceback before it."""
+    _, errors = process.communicate(timeout=LONG)
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    return errors.strip().splitlines()[-1]
+
+
 @linux
 @pytest.mark.faults
 def test_ctrl_c_in_a_terminal_stops_at_once(tmp_path, monkeypatch):
@@ -633,11 +641,9 @@ def test_ctrl_c_in_a_terminal_stops_at_once(tmp_path, monkeypatch):
     results = tmp_path / "results" / "tiny"
     begun, finished = begun_runs(results), set(results.glob("runs/*.json"))
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=LONG)
+    assert last_words(process).startswith("stopped; the same command goes on")
     assert gone(workers, 60)
     assert begun_runs(results) == begun and set(results.glob("runs/*.json")) == finished
-    assert process.returncode == 1 and errors.strip().splitlines()[-1].startswith("stopped; the same command goes on")
-    assert "Traceback" not in errors
     go_on(tmp_path, monkeypatch)
 
 
@@ -656,9 +662,8 @@ def test_terminated_and_continued(tmp_path, monkeypatch):
 def test_a_killed_worker_is_one_sentence(tmp_path, monkeypatch):
     process, workers = begin(tmp_path)
     os.kill(workers[0], signal.SIGKILL)
-    _, errors = process.communicate(timeout=LONG)
-    assert process.returncode == 1 and "Traceback" not in errors and gone(workers, 100)
-    assert errors.strip().splitlines()[-1].startswith("a worker process died; finished runs")
+    assert last_words(process).startswith("a worker process died; finished runs")
+    assert gone(workers, 100)
     go_on(tmp_path, monkeypatch)
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from filelock import FileLock
+from processes import ENVIRONMENT, launch
 
 from saol_lib.cutmix import draw
 from saol_lib.data import Batches, load, mean_and_std
@@ -35,7 +36,6 @@ TINY = {
     "image_size": 16,
 }
 ALL = "saol_cutmix_ss_sd"
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(runs.ROOT), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(autouse=True)
@@ -705,18 +705,8 @@ def test_an_interrupt_stops_with_a_checkpoint(tmp_path, monkeypatch):
 
 
 def start(folder, settings):
-    """`python -m saol_lib.training` and its config file; its output is read until the first epoch is over."""
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(settings.identity()))
-    command = [
-        sys.executable,
-        "-u",
-        "-m",
-        "saol_lib.training",
-        str(folder / "config.json"),
-        str(folder / "results"),
-    ]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    """A run from a shell that has its first epoch behind it."""
+    process = launch(folder, settings)
     line = process.stdout.readline()
     assert "epoch 1/" in line, process.communicate()
     return process
