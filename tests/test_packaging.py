@@ -268,10 +268,11 @@ def test_the_readme_s_lines_run_with_torch_and_torchvision_alone(tmp_path):
 
 INSTALLED = """
 import saol_lib
-from saol_lib.explorer.shipped import load_shipped
+from saol_lib.explorer.shipped import load_shipped, shipped_scenes
 from saol_lib.training import resolve
 print(saol_lib.__file__, resolve("results/own"))
-load_shipped("digits"), load_shipped("cifar10")
+for name in shipped_scenes():
+    load_shipped(name)
 """
 
 

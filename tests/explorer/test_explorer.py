@@ -572,11 +572,11 @@ def test_the_shipped_models_open_and_know_their_pictures():
     assert widget.state.overlay == "attention"
 
 
-@pytest.mark.parametrize("name", shipped.SCENES)
+@pytest.mark.parametrize("name", list(shipped.shipped_scenes()))
 def test_scenes_show_what_their_captions_say(name):
     pytest.importorskip("skimage")
     lens = shipped.shipped_lenses()[name]
-    scenes = {scene.title: lens.check(scene.state) for scene in shipped.SCENES[name]}
+    scenes = {scene.title: lens.check(scene.state) for scene in shipped.shipped_scenes()[name]}
     opening, whole, *_ = scenes.values()
     fails = scenes["Where SAOL fails"]
 
