@@ -22,27 +22,44 @@ def seeded(seed):
 
 def a_batch(count, height, width, seed=0, dtype=torch.float32):
     """Images whose pixels are all different, so that a wrong one shows, and class indices."""
-    images = torch.arange(count * 3 * height * width, dtype=dtype).view(count, 3, height, width)
-    return images, torch.randint(CLASSES, (count,), generator=seeded(seed))
+    pixels = torch.arange(count * 3 * height * width, dtype=dtype)
+    images = pixels.view(count, 3, height, width)
+    targets = torch.randint(CLASSES, (count,), generator=seeded(seed))
+    return images, targets
 
 
 def same(a, b):
     """Two mixed batches, field by field."""
-    pairs = zip(a, b, strict=True)
-    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in pairs)
+    for x, y in zip(a, b, strict=True):
+        equal = torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+        if not equal:
+            return False
+    return True
+
+
+def mixed_samples(mixed):
+    """Which samples (B,) have a rectangle."""
+    return mixed.boxes.any(dim=1)
 
 
 @st.composite
 def pastes(draw):
     """Images that are rarely square, a box each (empty and full ones among them), any partners."""
-    height, width, count = draw(st.integers(1, 7)), draw(st.integers(1, 9)), draw(st.integers(2, 4))
+    height = draw(st.integers(1, 7))
+    width = draw(st.integers(1, 9))
+    count = draw(st.integers(2, 4))
+    across = st.integers(0, width)
+    down = st.integers(0, height)
+    full = [0, 0, width, height]
+    empty = [0, 0, 0, 0]
     boxes = []
     for _ in range(count):
-        x = sorted(draw(st.tuples(st.integers(0, width), st.integers(0, width))))
-        y = sorted(draw(st.tuples(st.integers(0, height), st.integers(0, height))))
-        any_box = [x[0], y[0], x[1], y[1]]
-        boxes.append(draw(st.sampled_from([any_box, any_box, [0, 0, width, height], [0, 0, 0, 0]])))
-    partners = draw(st.lists(st.integers(0, count - 1), min_size=count, max_size=count))
+        x0, x1 = sorted(draw(st.tuples(across, across)))
+        y0, y1 = sorted(draw(st.tuples(down, down)))
+        some = [x0, y0, x1, y1]
+        boxes.append(draw(st.sampled_from([some, some, full, empty])))
+    anyone = st.integers(0, count - 1)
+    partners = draw(st.lists(anyone, min_size=count, max_size=count))
     return height, width, torch.tensor(boxes), torch.tensor(partners)
 
 
@@ -52,22 +69,32 @@ def pastes(draw):
 @given(pastes(), st.booleans())
 def test_pasting_is_the_literal_loop_over_pixels(case, soft):
     height, width, boxes, partners = case
-    images, targets = a_batch(len(boxes), height, width, dtype=torch.float64)
-    labels = torch.rand(len(boxes), CLASSES, generator=seeded(1), dtype=torch.float64).softmax(1)
-    labels = labels if soft else torch.eye(CLASSES, dtype=torch.float64)[targets]
-    mixed = paste(images, labels if soft else targets, CLASSES, boxes, partners)
+    count = len(boxes)
+    images, targets = a_batch(count, height, width, dtype=torch.float64)
+    if soft:
+        labels = torch.rand(count, CLASSES, generator=seeded(1), dtype=torch.float64)
+        labels = labels.softmax(1)
+        mixed = paste(images, labels, CLASSES, boxes, partners)
+    else:
+        labels = torch.eye(CLASSES, dtype=torch.float64)[targets]
+        mixed = paste(images, targets, CLASSES, boxes, partners)
+
     for b, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
-        pasted, source = 0, partners[b]
+        source = partners[b]
+        pasted = 0
         for y, x in np.ndindex(height, width):
             inside = x0 <= x < x1 and y0 <= y < y1
-            pasted += inside
+            origin = source if inside else b
             assert mixed.masks[b, 0, y, x] == inside
-            assert torch.equal(mixed.images[b, :, y, x], images[source if inside else b, :, y, x])
+            assert torch.equal(mixed.images[b, :, y, x], images[origin, :, y, x])
+            pasted += inside
+
         share = pasted / (height * width)
+        covered = mixed.masks[b].double().mean()
         assert mixed.share[b].item() == pytest.approx(share, rel=1e-6)
-        assert mixed.masks[b].double().mean().item() == pytest.approx(share, rel=1e-6)
-        expected = [share * labels[source, k].item() + (1 - share) * labels[b, k].item() for k in range(CLASSES)]
-        assert mixed.targets[b].tolist() == pytest.approx(expected, rel=1e-6, abs=1e-7)
+        assert covered.item() == pytest.approx(share, rel=1e-6)
+        expected = share * labels[source] + (1 - share) * labels[b]
+        assert mixed.targets[b].tolist() == pytest.approx(expected.tolist(), rel=1e-6, abs=1e-7)
 
 
 def test_any_image_type_and_any_form_of_targets_will_do():
@@ -75,8 +102,11 @@ def test_any_image_type_and_any_form_of_targets_will_do():
     reference = mix(images, targets, CLASSES, generator=seeded(3))
     for dtype in (torch.uint8, torch.bfloat16, torch.float64):
         mixed = mix(images.to(dtype), targets.to(torch.int16), CLASSES, generator=seeded(3))
-        assert mixed.images.dtype == dtype and torch.equal(mixed.targets, reference.targets)
-    soft = mix(images, soft_labels(targets, CLASSES), CLASSES, generator=seeded(3))
+        assert mixed.images.dtype == dtype
+        assert torch.equal(mixed.targets, reference.targets)
+
+    labels = soft_labels(targets, CLASSES)
+    soft = mix(images, labels, CLASSES, generator=seeded(3))
     assert same(soft, reference)
     assert soft_labels(torch.tensor([2, 0]), 3).tolist() == [[0, 0, 1], [1, 0, 0]]
 
@@ -89,24 +119,36 @@ def test_any_image_type_and_any_form_of_targets_will_do():
     st.sampled_from([0.2, 1.0, 3.0]),
 )  # fmt: skip
 def test_mask_box_label_and_image_agree_for_every_sampled_box(schedule, count, height, width, seed, alpha):
-    images = a_batch(count, height, width)[0]
+    images, _ = a_batch(count, height, width)
     targets = torch.arange(count)  # everyone has an own class, so that the labels tell who came from where
     mixed = mix(images, targets, count, schedule=schedule, alpha=alpha, generator=seeded(seed))
     clean = unmixed(images, targets, count)
     for b, (x0, y0, x1, y1) in enumerate(mixed.boxes.tolist()):
-        area, partner = (x1 - x0) * (y1 - y0), mixed.partners[b].item()
-        assert 0 <= x0 <= x1 <= width and 0 <= y0 <= y1 <= height
-        assert mixed.masks[b].sum() == mixed.masks[b, 0, y0:y1, x0:x1].sum() == area
-        assert mixed.share[b].item() == pytest.approx(area / (height * width), rel=1e-6)
+        assert 0 <= x0 <= x1 <= width
+        assert 0 <= y0 <= y1 <= height
+
+        area = (x1 - x0) * (y1 - y0)
+        share = pytest.approx(area / (height * width), rel=1e-6)
+        mask = mixed.masks[b, 0]
+        assert mask.sum() == mask[y0:y1, x0:x1].sum() == area
+        assert mixed.share[b].item() == share
+
+        partner = mixed.partners[b].item()
         assert (partner == b) == (area == 0)
         changed = (mixed.images[b] != images[b]).any(dim=0)
-        assert torch.equal(changed, mixed.masks[b, 0] > 0)
+        assert torch.equal(changed, mask > 0)
         if area == 0:
             assert mixed.boxes[b].tolist() == [0, 0, 0, 0]
-            assert same([field[b] for field in mixed[:-1]], [field[b] for field in clean[:-1]])
+            assert same(of_sample(mixed, b), of_sample(clean, b))
         else:
-            assert mixed.targets[b, partner].item() == pytest.approx(area / (height * width), rel=1e-6)
-    assert mixed.targets.sum(dim=1).tolist() == pytest.approx([1] * count)
+            assert mixed.targets[b, partner].item() == share
+    sums = mixed.targets.sum(dim=1)
+    assert sums.tolist() == pytest.approx([1] * count)
+
+
+def of_sample(mixed, b):
+    """What a batch has of one sample; the last field is the batch's own."""
+    return [field[b] for field in mixed[:-1]]
 
 
 @given(st.sampled_from(SCHEDULES), st.integers(0, 10**6))
@@ -123,16 +165,24 @@ def test_one_seed_gives_one_set_of_boxes_whatever_else_the_arm_does(schedule, se
 
 def test_other_seeds_give_other_boxes():
     images, targets = a_batch(8, 32, 48)
-    drawn = {str(mix(images, targets, CLASSES, generator=seeded(seed)).boxes.tolist()) for seed in range(20)}
+    drawn = set()
+    for seed in range(20):
+        mixed = mix(images, targets, CLASSES, generator=seeded(seed))
+        drawn.add(str(mixed.boxes.tolist()))
     assert len(drawn) == 20
 
 
 def test_a_batch_left_alone():
     images, targets = a_batch(3, 4, 6)
     mixed = unmixed(images, targets, CLASSES)
-    assert torch.equal(mixed.images, images) and torch.equal(mixed.targets, torch.eye(CLASSES)[targets])
-    assert not mixed.masks.any() and not mixed.boxes.any() and not mixed.share.any()
-    assert mixed.partners.tolist() == [0, 1, 2] and mixed.masks.shape == (3, 1, 4, 6)
+    one_hot = torch.eye(CLASSES)[targets]
+    assert torch.equal(mixed.images, images)
+    assert torch.equal(mixed.targets, one_hot)
+    assert mixed.masks.shape == (3, 1, 4, 6)
+    assert not mixed.masks.any()
+    assert not mixed.boxes.any()
+    assert not mixed.share.any()
+    assert mixed.partners.tolist() == [0, 1, 2]
 
 
 # --- schedules -------------------------------------------------------------------------------------------------------
@@ -142,7 +192,9 @@ def mix_with(empties, count, schedule, seed=0, probability=0.5):
     """A mix of 4x6 images whose drawn boxes are full, but for `empties` of them, which are empty."""
 
     def boxes(n, height, width, *_):
-        return torch.tensor([[3, 2, 3, 2] if i in empties else [0, 0, width, height] for i in range(n)])
+        full = [0, 0, width, height]
+        empty = [3, 2, 3, 2]
+        return torch.tensor([empty if i in empties else full for i in range(n)])
 
     images, targets = a_batch(count, 4, 6)
     with patch.object(cutmix, "sample_boxes", boxes):
@@ -152,48 +204,75 @@ def mix_with(empties, count, schedule, seed=0, probability=0.5):
 @given(st.integers(2, 13), st.sets(st.integers(0, 5)), st.integers(0, 10**6))
 def test_paired_mixes_half_of_the_batch_from_the_clean_half(count, empties, seed):
     mixed = mix_with(empties, count, "paired", seed)
-    chosen = mixed.boxes.any(dim=1).nonzero()[:, 0]
-    assert len(chosen) == count // 2 - len([e for e in empties if e < count // 2])
+    chosen = mixed_samples(mixed).nonzero()[:, 0]
+    half = count // 2
+    empty = [e for e in empties if e < half]
+    assert len(chosen) == half - len(empty)
+
     sources = mixed.partners[chosen].tolist()
-    assert len(set(sources)) == len(sources) and not set(sources) & set(chosen.tolist())
+    assert len(set(sources)) == len(sources)
+    assert not set(sources) & set(chosen.tolist())
+
+
+def binomial_error(probability, count):
+    """The standard deviation of a share that is counted."""
+    return (probability * (1 - probability) / count) ** 0.5
 
 
 def test_paired_chooses_everyone_alike():
-    chosen = sum(mix_with(set(), 5, "paired", seed).boxes.any(dim=1).double() for seed in range(2000)) / 2000
-    assert ((chosen - 2 / 5).abs() < 5 * (0.4 * 0.6 / 2000) ** 0.5).all()
+    times = torch.zeros(5, dtype=torch.float64)
+    for seed in range(2000):
+        mixed = mix_with(set(), 5, "paired", seed)
+        times += mixed_samples(mixed)
+    distance = (times / 2000 - 2 / 5).abs()
+    assert (distance < 5 * binomial_error(2 / 5, 2000)).all()
 
 
 @given(st.integers(2, 6), st.integers(0, 10**6))
 def test_sample_never_pairs_a_sample_with_itself(count, seed):
     mixed = mix_with(set(), count, "sample", seed, probability=1)
-    assert mixed.boxes.any(dim=1).all() and (mixed.partners != torch.arange(count)).all()
+    own = torch.arange(count)
+    assert mixed_samples(mixed).all()
+    assert (mixed.partners != own).all()
 
 
 def test_sample_uses_each_other_one_and_keeps_its_probability():
     mixed = mix_with(set(), 4000, "sample", probability=0.25)
-    assert abs(mixed.boxes.any(dim=1).double().mean() - 0.25) < 5 * (0.25 * 0.75 / 4000) ** 0.5
-    partners = torch.stack([mix_with(set(), 4, "sample", seed, probability=1).partners for seed in range(60)])
-    assert [set(column.tolist()) for column in partners.T] == [{0, 1, 2, 3} - {i} for i in range(4)]
+    share = mixed_samples(mixed).double().mean()
+    assert abs(share - 0.25) < 5 * binomial_error(0.25, 4000)
+
+    met = [set() for _ in range(4)]
+    for seed in range(60):
+        mixed = mix_with(set(), 4, "sample", seed, probability=1)
+        for sample, partner in enumerate(mixed.partners.tolist()):
+            met[sample].add(partner)
+    assert met == [{1, 2, 3}, {0, 2, 3}, {0, 1, 3}, {0, 1, 2}]
 
 
 @given(st.integers(2, 9), st.integers(0, 10**6))
 def test_batch_has_one_rectangle_and_one_permutation(count, seed):
     images, targets = a_batch(count, 9, 14)
     mixed = mix(images, targets, CLASSES, schedule="batch", probability=1, generator=seeded(seed))
-    assert len({tuple(box) for box in mixed.boxes.tolist() if any(box)}) <= 1
+    rectangles = {tuple(box) for box in mixed.boxes.tolist() if any(box)}
+    assert len(rectangles) <= 1
     assert sorted(mixed.partners.tolist()) == list(range(count))
 
 
 def test_batch_is_all_or_nothing_with_its_probability():
-    mixed = [mix_with(set(), 6, "batch", seed, probability=0.3) for seed in range(1000)]
-    wanted = [bool((m.partners != torch.arange(6)).any()) for m in mixed]
-    assert all(torch.equal(m.boxes.any(dim=1), m.partners != torch.arange(6)) for m in mixed)
-    assert abs(np.mean(wanted) - 0.3) < 5 * (0.3 * 0.7 / 1000) ** 0.5  # an identity permutation: 1 in 720
+    own = torch.arange(6)
+    times = 0
+    for seed in range(1000):
+        mixed = mix_with(set(), 6, "batch", seed, probability=0.3)
+        has_partner = mixed.partners != own
+        assert torch.equal(mixed_samples(mixed), has_partner)
+        times += bool(has_partner.any())
+    assert abs(times / 1000 - 0.3) < 5 * binomial_error(0.3, 1000)  # an identity permutation: 1 in 720
 
 
 @pytest.mark.parametrize("schedule", ["sample", "batch"])
 def test_probability_zero_mixes_nothing(schedule):
-    assert not mix_with(set(), 5, schedule, probability=0).boxes.any()
+    mixed = mix_with(set(), 5, schedule, probability=0)
+    assert not mixed.boxes.any()
 
 
 # --- the law of the rectangles ---------------------------------------------------------------------------------------
@@ -204,32 +283,49 @@ def width_law(alpha):
 
     A side s = sqrt(1 - lam) around a uniform centre keeps its length with chance 1 - s and else loses up to half of it.
     """
-    s = np.sqrt(1 - scipy.stats.beta.ppf((np.arange(4000) + 0.5) / 4000, alpha, alpha))
+    levels = (np.arange(4000) + 0.5) / 4000
+    lam = scipy.stats.beta.ppf(levels, alpha, alpha)
+    s = np.sqrt(1 - lam)
     t = np.linspace(0, 1, 1001)[:, None]
-    law = np.where(t >= s, 1.0, np.clip(2 * t - s, 0, None)).mean(axis=1)
-    return (lambda x: np.interp(x, t[:, 0], law)), np.mean((s - s**2 / 4) ** 2)
+    shorter = np.clip(2 * t - s, 0, None)
+    law = np.where(t >= s, 1.0, shorter).mean(axis=1)
+    mean_width = s - s**2 / 4
+
+    def distribution(x):
+        return np.interp(x, t[:, 0], law)
+
+    return distribution, np.mean(mean_width**2)
 
 
 @pytest.mark.parametrize("alpha", [0.4, 1.0, 3.0])
 def test_boxes_follow_the_beta_law(alpha):
     height, width, count = 700_001, 1_000_003, 4000
     boxes = sample_boxes(count, height, width, alpha, seeded(0)).double().numpy()
-    widths, heights = (boxes[:, 2] - boxes[:, 0]) / width, (boxes[:, 3] - boxes[:, 1]) / height
+    x0, y0, x1, y1 = boxes.T
+    widths = (x1 - x0) / width
+    heights = (y1 - y0) / height
     law, mean_area = width_law(alpha)
+    other_law, _ = width_law(alpha * 4)
     for sides in (widths, heights):
         assert scipy.stats.kstest(sides, law).pvalue > 1e-3
-        assert scipy.stats.kstest(sides, width_law(alpha * 4)[0]).pvalue < 1e-6
+        assert scipy.stats.kstest(sides, other_law).pvalue < 1e-6
+
     areas = widths * heights
-    assert abs(areas.mean() - mean_area) < 4 * areas.std() / count**0.5
+    error = areas.std() / count**0.5
+    assert abs(areas.mean() - mean_area) < 4 * error
 
 
 def test_centres_are_uniform_and_boxes_lie_inside():
-    boxes = sample_boxes(20000, 3, 5, 5.0, seeded(0))
-    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2] <= 5).all() and (boxes[:, 3] <= 3).all()
-    far = sample_boxes(4000, 10**6, 10**6, 50.0, seeded(1)).double()  # sides near 0.7: most are clipped on one side
-    left = ((far[:, 0] == 0) & (far[:, 2] < 10**6)).double().mean()
-    right = ((far[:, 2] == 10**6) & (far[:, 0] > 0)).double().mean()
-    assert abs(left - right) < 0.05 and left > 0.25
+    x0, y0, x1, y1 = sample_boxes(20000, 3, 5, 5.0, seeded(0)).T
+    assert (x0 >= 0).all() and (x1 <= 5).all()
+    assert (y0 >= 0).all() and (y1 <= 3).all()
+
+    side = 10**6
+    x0, _, x1, _ = sample_boxes(4000, side, side, 50.0, seeded(1)).T  # sides near 0.7: most are clipped on one side
+    left = ((x0 == 0) & (x1 < side)).double().mean()
+    right = ((x1 == side) & (x0 > 0)).double().mean()
+    assert abs(left - right) < 0.05
+    assert left > 0.25
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -306,14 +402,25 @@ def test_mixing_is_drawing_and_pasting(schedule, count, seed, alpha):
     patches = draw(count, (5, 8), **told, generator=seeded(seed))
     pasted = paste(images, targets, CLASSES, patches.boxes, patches.partners)
     assert same(mixed[:-1], pasted[:-1])
-    assert mixed.clean_sources == patches.clean_sources == (schedule == "paired")
-    assert not mixed.clean_sources or pasted.clean_sources
+    is_paired = schedule == "paired"
+    assert mixed.clean_sources == patches.clean_sources == is_paired
+    if is_paired:
+        assert pasted.clean_sources
 
 
 def test_pasting_knows_whether_the_sources_are_clean():
-    boxes = torch.tensor([[0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 0, 0], [0, 0, 0, 0]])
-    for partners, clean in (([2, 3, 2, 3], True), ([1, 2, 2, 3], False), ([2, 2, 0, 1], True), ([3, 1, 2, 3], False)):
-        assert paste(IMAGES, TARGETS, CLASSES, boxes, torch.tensor(partners)).clean_sources == clean
+    patch = [0, 0, 2, 2]
+    empty = [0, 0, 0, 0]
+    boxes = torch.tensor([patch, patch, empty, empty])
+    cases = [
+        ([2, 3, 2, 3], True),
+        ([1, 2, 2, 3], False),
+        ([2, 2, 0, 1], True),
+        ([3, 1, 2, 3], False),
+    ]
+    for partners, clean in cases:
+        mixed = paste(IMAGES, TARGETS, CLASSES, boxes, torch.tensor(partners))
+        assert mixed.clean_sources == clean
 
 
 def test_drawing_alpha_one_is_what_it_always_was():
@@ -321,15 +428,21 @@ def test_drawing_alpha_one_is_what_it_always_was():
     boxes = sample_boxes(5, 32, 32, 1.0, seeded(3))
     uniform, cy, cx = torch.rand(3, 5, generator=seeded(3), dtype=torch.float64)
     for b in range(5):
-        half = int(32 * (1 - uniform[b]) ** 0.5) // 2
-        x, y = int(cx[b] * 32), int(cy[b] * 32)
-        expected = [max(x - half, 0), max(y - half, 0), min(x + half, 32), min(y + half, 32)]
-        assert boxes[b].tolist() == expected
+        side = 32 * (1 - uniform[b]) ** 0.5
+        half = int(side) // 2
+        x = int(cx[b] * 32)
+        y = int(cy[b] * 32)
+        x0, x1 = max(x - half, 0), min(x + half, 32)
+        y0, y1 = max(y - half, 0), min(y + half, 32)
+        assert boxes[b].tolist() == [x0, y0, x1, y1]
 
 
 def test_boxes_and_partners_stay_on_the_cpu_and_the_rest_goes_with_the_images():
     images, targets = a_batch(6, 4, 6)
     mixed = mix(images.to("meta"), targets.to("meta"), CLASSES, generator=seeded(0))
-    on_cpu = {name for name in ("images", "targets", "masks", "boxes", "share", "partners")
-              if getattr(mixed, name).device.type == "cpu"}  # fmt: skip
+    on_cpu = set()
+    for name in ("images", "targets", "masks", "boxes", "share", "partners"):
+        field = getattr(mixed, name)
+        if field.device.type == "cpu":
+            on_cpu.add(name)
     assert on_cpu == {"boxes", "partners"}

@@ -30,77 +30,115 @@ from saol_lib.networks.build import build_model
 @st.composite
 def boxes_in_images(draw):
     """An image that is rarely square, three inclusive boxes (one of them full), and a map that need not divide it."""
-    height, width = draw(st.integers(1, 12)), draw(st.integers(1, 17))
+    height = draw(st.integers(1, 12))
+    width = draw(st.integers(1, 17))
     boxes = [[0, 0, width - 1, height - 1]]
     for _ in range(2):
-        x0, y0 = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
-        boxes.append([x0, y0, draw(st.integers(x0, width - 1)), draw(st.integers(y0, height - 1))])
-    return (height, width), torch.tensor(boxes), (draw(st.integers(1, 6)), draw(st.integers(1, 7)))
+        x0 = draw(st.integers(0, width - 1))
+        y0 = draw(st.integers(0, height - 1))
+        x1 = draw(st.integers(x0, width - 1))
+        y1 = draw(st.integers(y0, height - 1))
+        boxes.append([x0, y0, x1, y1])
+    cells = draw(st.integers(1, 6)), draw(st.integers(1, 7))
+    return (height, width), torch.tensor(boxes), cells
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
 
 
 def attention_maps(count, size, seed=0, dtype=torch.float64):
-    scores = torch.randn(count, 1, *size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-    return scores.flatten(1).softmax(1).view_as(scores)
+    scores = torch.randn(count, 1, *size, generator=seeded(seed), dtype=dtype)
+    shares = scores.flatten(1).softmax(1)
+    return shares.view_as(scores)
 
 
 def common(cell, cells, pixel, pixels):
     """The share of a cell that a pixel covers, exactly."""
     width = Fraction(pixels, cells)
-    return max(Fraction(0), min((cell + 1) * width, pixel + 1) - max(cell * width, pixel)) / width
+    begin = max(cell * width, pixel)
+    end = min((cell + 1) * width, pixel + 1)
+    return max(Fraction(0), end - begin) / width
 
 
 def loop_mass(attention, box, size):
+    """The mass of a map (Ho, Wo) inside a box, cell by cell and pixel by pixel."""
+    height, width = size
     x0, y0, x1, y1 = box
     total = 0.0
     for i, row in enumerate(attention.tolist()):
+        rows = sum(common(i, len(attention), y, height) for y in range(y0, y1 + 1))
         for j, mass in enumerate(row):
-            rows = sum(common(i, len(attention), y, size[0]) for y in range(y0, y1 + 1))
-            columns = sum(common(j, len(row), x, size[1]) for x in range(x0, x1 + 1))
+            columns = sum(common(j, len(row), x, width) for x in range(x0, x1 + 1))
             total += mass * float(rows * columns)
     return total
+
+
+def loop_area(box, size):
+    """The share of an image's pixels that lie in a box, pixel by pixel."""
+    height, width = size
+    x0, y0, x1, y1 = box
+    inside = 0
+    for y in range(height):
+        for x in range(width):
+            inside += x0 <= x <= x1 and y0 <= y <= y1
+    return inside / (height * width)
 
 
 @given(boxes_in_images(), st.integers(0, 99))
 def test_mass_and_area_are_the_literal_sums(case, seed):
     size, boxes, cells = case
     attention = attention_maps(3, cells, seed)
-    expected = [loop_mass(a[0], box, size) for a, box in zip(attention, boxes.tolist(), strict=True)]
-    assert mass_inside(attention, boxes, size).tolist() == pytest.approx(expected, rel=1e-6)
-    inside = [sum(x0 <= x <= x1 and y0 <= y <= y1 for y in range(size[0]) for x in range(size[1]))
-              for x0, y0, x1, y1 in boxes.tolist()]  # fmt: skip
-    shares = [count / (size[0] * size[1]) for count in inside]
-    assert area_share(boxes, size).tolist() == pytest.approx(shares, rel=1e-6)
-    uniform = torch.full((3, 1, *cells), 1 / (cells[0] * cells[1]), dtype=torch.float64)
+    expected = []
+    shares = []
+    for values, box in zip(attention, boxes.tolist(), strict=True):
+        expected.append(loop_mass(values[0], box, size))
+        shares.append(loop_area(box, size))
+
+    mass = mass_inside(attention, boxes, size)
+    area = area_share(boxes, size)
+    assert mass.tolist() == pytest.approx(expected, rel=1e-6)
+    assert area.tolist() == pytest.approx(shares, rel=1e-6)
+    assert mass[0].item() == pytest.approx(1), "the box is the whole image"
+
+    uniform = torch.ones(3, 1, *cells, dtype=torch.float64)
+    uniform /= uniform[0].numel()
     assert mass_inside(uniform, boxes, size).tolist() == pytest.approx(shares, rel=1e-6)
-    assert mass_inside(attention, boxes, size)[0].item() == pytest.approx(1)
 
 
 def test_small_boxes_in_large_images_keep_six_digits():
-    attention, size = attention_maps(1, (9, 11)), (224, 230)
+    attention = attention_maps(1, (9, 11))
+    size = (224, 230)
     for box in ([199, 174, 199, 174], [229, 223, 229, 223], [20, 24, 21, 25]):
-        expected = pytest.approx(loop_mass(attention[0, 0], box, size), rel=1e-6)
-        assert mass_inside(attention, torch.tensor([box]), size).item() == expected
+        expected = loop_mass(attention[0, 0], box, size)
+        found = mass_inside(attention, torch.tensor([box]), size)
+        assert found.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_x_runs_along_the_width():
     attention = torch.zeros(1, 1, 2, 4)
     attention[..., 0, 3] = 1
-    right_top, left_bottom = torch.tensor([[6, 0, 7, 1]]), torch.tensor([[0, 2, 1, 3]])
-    assert mass_inside(attention, right_top, (4, 8)) == 1 and mass_inside(attention, left_bottom, (4, 8)) == 0
+    right_top = torch.tensor([[6, 0, 7, 1]])
+    left_bottom = torch.tensor([[0, 2, 1, 3]])
+    assert mass_inside(attention, right_top, (4, 8)) == 1
+    assert mass_inside(attention, left_bottom, (4, 8)) == 0
 
 
 def test_the_type_of_the_attention_is_kept():
-    assert mass_inside(attention_maps(1, (2, 2), dtype=torch.float32), torch.tensor([[0, 0, 1, 1]]), (4, 4)).dtype == (
-        torch.float32
-    )
+    attention = attention_maps(1, (2, 2), dtype=torch.float32)
+    mass = mass_inside(attention, torch.tensor([[0, 0, 1, 1]]), (4, 4))
+    assert mass.dtype == torch.float32
 
 
 @pytest.mark.parametrize("box", [[0, 0, 8, 3], [0, 0, 7, 4], [-1, 0, 3, 3], [0, -1, 3, 3], [5, 0, 4, 3], [0, 3, 7, 2]])
 def test_boxes_outside_the_image(box):
-    boxes, message = torch.tensor([[0, 0, 7, 3], box]), re.escape(f"box {box} must be inclusive x0, y0, x1, y1")
-    for call in (lambda: area_share(boxes, (4, 8)), lambda: mass_inside(attention_maps(2, (2, 2)), boxes, (4, 8))):
-        with pytest.raises(ValueError, match=message):
-            call()
+    boxes = torch.tensor([[0, 0, 7, 3], box])
+    attention = attention_maps(2, (2, 2))
+    message = re.escape(f"box {box} must be inclusive x0, y0, x1, y1")
+    with pytest.raises(ValueError, match=message):
+        area_share(boxes, (4, 8))
+    with pytest.raises(ValueError, match=message):
+        mass_inside(attention, boxes, (4, 8))
 
 
 class Logits(nn.Module):
@@ -125,68 +163,104 @@ class AttentionBranch(nn.Module):
 
     def look(self, images, mask=None):
         seen = F.avg_pool2d(images, 4)
-        found = Outputs(gap_logits=self.gap(seen.mean((2, 3))), aux_logits=images.mean((2, 3)))
-        return found._replace(attention=seen[:, :1].sigmoid()), seen
+        pooled = seen.mean((2, 3))
+        found = Outputs(
+            gap_logits=self.gap(pooled),
+            aux_logits=images.mean((2, 3)),
+            attention=seen[:, :1].sigmoid(),
+        )
+        return found, seen
 
 
 def network(seed, *heads, size=None):
     """A small network whose classes differ and whose normalisation has seen other images."""
     model = build_model("resnet-8-8", 6, heads=heads, seed=seed, output_size=size).train()
     with torch.no_grad():
-        model(torch.randn(8, 3, 16, 24, generator=torch.Generator().manual_seed(seed)))
+        model(pictures(8, seed))
     return model.eval()
 
 
 def pictures(count, seed=0):
-    return torch.randn(count, 3, 16, 24, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(count, 3, 16, 24, generator=seeded(seed))
+
+
+def enlarged(maps):
+    """Maps (B, Ho, Wo) at the size of the pictures."""
+    return F.interpolate(maps[:, None], (16, 24), mode="bicubic")[:, 0]
 
 
 @pytest.mark.parametrize("heads", [("gap",), ("gap", "saol")])
 def test_grad_cam_is_captums(heads):
-    model, images, classes = network(0, *heads), pictures(6), torch.arange(6)
-    layer = [module for name, module in model.body.named_modules() if name.startswith("features.stage3")][-1]
-    theirs = LayerGradCam(Logits(model), layer).attribute(images, classes, relu_attributions=True)
-    ours = raw_maps(model, *model.look(images), classes, "grad_cam")
-    assert ours.max() > 0 and torch.allclose(ours, theirs[:, 0], rtol=1e-4, atol=1e-7)
-    full = F.interpolate(theirs, (16, 24), mode="bicubic")[:, 0]
-    assert torch.allclose(score_maps(model, images, classes, "grad_cam"), stretch(full), atol=1e-4)
+    model = network(0, *heads)
+    images = pictures(6)
+    classes = torch.arange(6)
+    *_, layer = (module for name, module in model.body.named_modules() if name.startswith("features.stage3"))
+    captum = LayerGradCam(Logits(model), layer)
+    theirs = captum.attribute(images, classes, relu_attributions=True)[:, 0]
+
+    outputs, feature = model.look(images)
+    ours = raw_maps(model, outputs, feature, classes, "grad_cam")
+    assert ours.max() > 0
+    assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-7)
+
+    maps = score_maps(model, images, classes, "grad_cam")
+    assert torch.allclose(maps, stretch(enlarged(theirs)), atol=1e-4)
 
 
 def test_grad_cam_of_the_last_layer_is_cam_up_to_the_relu_and_a_positive_scale():
-    model, images, classes = network(1, "gap"), pictures(6), torch.arange(6)
-    images.requires_grad_()
+    model = network(1, "gap")
+    images = pictures(6).requires_grad_()
+    classes = torch.arange(6)
     outputs, feature = model.look(images)
-    (gradient,) = torch.autograd.grad(outputs.gap_logits.gather(1, classes[:, None]).sum(), feature)
-    literal = torch.einsum("bc,bchw->bhw", gradient.mean((2, 3)), feature).relu()
+    scores = outputs.gap_logits.gather(1, classes[:, None])
+    (gradient,) = torch.autograd.grad(scores.sum(), feature)
+    weights = gradient.mean((2, 3))
+    literal = torch.einsum("bc,bchw->bhw", weights, feature).relu()
+
     cam = raw_maps(model, outputs, feature, classes, "cam")
-    scale = 1 / (feature.shape[2] * feature.shape[3])
-    assert (cam < 0).any() and torch.allclose(literal, scale * cam.relu(), atol=1e-7)
-    assert torch.allclose(raw_maps(model, outputs, feature, classes, "grad_cam"), literal, atol=1e-7)
+    cells = cam[0].numel()
+    assert (cam < 0).any()
+    assert torch.allclose(literal, cam.relu() / cells, atol=1e-7)
+    grad_cam = raw_maps(model, outputs, feature, classes, "grad_cam")
+    assert torch.allclose(grad_cam, literal, atol=1e-7)
 
 
 def test_every_method_is_its_map_resized_and_stretched_alike():
-    model, images, classes = network(2, "gap", "saol"), pictures(6), torch.tensor([0, 5, 3, 3, 1, 2])
+    model = network(2, "gap", "saol")
+    images = pictures(6)
+    classes = torch.tensor([0, 5, 3, 3, 1, 2])
     found, feature = model.look(images, mask=True)
+    attention = found.attention[:, 0]
     chosen = found.spatial_log_probs.exp()[torch.arange(6), classes]
     (last,) = (module for module in model.body.modules() if isinstance(module, nn.Linear))
     cam = torch.einsum("bchw,bc->bhw", feature, last.weight[classes])
-    expected = {"saol": found.attention[:, 0] * chosen, "attention": found.attention[:, 0], "spatial": chosen,
-                "saol_log": (found.attention[:, 0] * chosen).log(),
-                "mask": found.mask_logits[:, 0].sigmoid(), "cam": cam, "grad_cam": cam.relu()}  # fmt: skip
+    expected = {
+        "saol": attention * chosen,
+        "saol_log": (attention * chosen).log(),
+        "attention": attention,
+        "spatial": chosen,
+        "mask": found.mask_logits[:, 0].sigmoid(),
+        "cam": cam,
+        "grad_cam": cam.relu(),
+    }
     assert {*expected, "abn"} == set(METHODS)
     for method, own in expected.items():
-        large = F.interpolate(own[:, None], (16, 24), mode="bicubic")[:, 0]
-        low, high = (large.flatten(1).aminmax(dim=1)[i][:, None, None] for i in (0, 1))
+        large = enlarged(own)
+        low = large.amin((1, 2), keepdim=True)
+        high = large.amax((1, 2), keepdim=True)
+        stretched = (large - low) / (high - low)
         maps = score_maps(model, images, classes, method)
-        assert maps.shape == (6, 16, 24) and torch.allclose(maps, (large - low) / (high - low), atol=1e-5), method
-        assert maps.amin() == 0 and maps.amax() == 1
+        assert maps.shape == (6, 16, 24)
+        assert torch.allclose(maps, stretched, atol=1e-5), method
+        assert maps.amin() == 0
+        assert maps.amax() == 1
 
 
 def test_abn_shows_its_attention_map():
     images = pictures(2)
     maps = score_maps(AttentionBranch(), images, torch.tensor([0, 1]), "abn")
-    small = F.avg_pool2d(images, 4)[:, :1].sigmoid()
-    assert torch.allclose(maps, stretch(F.interpolate(small, (16, 24), mode="bicubic")[:, 0]))
+    small = F.avg_pool2d(images, 4)[:, 0].sigmoid()
+    assert torch.allclose(maps, stretch(enlarged(small)))
 
 
 @pytest.mark.parametrize(
@@ -206,65 +280,106 @@ def test_a_method_that_a_network_cannot_serve(model, methods, sentence):
             score_maps(model, pictures(1), torch.tensor([0]), method)
 
 
+def pixels_of(box):
+    x0, y0, x1, y1 = box
+    return {(x, y) for x in range(x0, x1 + 1) for y in range(y0, y1 + 1)}
+
+
 def literal_protocol(model, images, labels, boxes, method, threshold):
     """Zhou et al.: GT-known from the true class's map, top-k from the map of every predicted class."""
 
     def fits(k, i):
-        box = largest_box(score_maps(model, images[i : i + 1], torch.tensor([k]), method)[0], threshold)
-        cells = [
-            {(x, y) for x in range(b[0], b[2] + 1) for y in range(b[1], b[3] + 1)} for b in (box, boxes[i].tolist())
-        ]
-        return 2 * len(cells[0] & cells[1]) >= len(cells[0] | cells[1])
+        maps = score_maps(model, images[i : i + 1], torch.tensor([k]), method)
+        found = pixels_of(largest_box(maps[0], threshold))
+        true = pixels_of(boxes[i].tolist())
+        return 2 * len(found & true) >= len(found | true)
 
-    outputs, right = model(images), {"gt_known": 0, "top1": 0, "top5": 0}
+    outputs = model(images)
     scores = outputs.gap_logits if method in ("cam", "grad_cam") else outputs.saol_log_probs
+    right = {"gt_known": 0, 1: 0, 5: 0}
     for i, label in enumerate(labels.tolist()):
         right["gt_known"] += fits(label, i)
         for top in (1, 5):
             guesses = scores[i].topk(top).indices.tolist()
-            right[f"top{top}"] += any(guess == label and fits(guess, i) for guess in guesses)
-    share = {name: 100 * count / len(labels) for name, count in right.items()}
-    return share["gt_known"], 100 - share["top1"], 100 - share["top5"]
+            right[top] += any(guess == label and fits(guess, i) for guess in guesses)
+    known, top1, top5 = (100 * count / len(labels) for count in right.values())
+    return known, 100 - top1, 100 - top5
+
+
+def labels_and_boxes(model, images):
+    """Labels of which most are the network's guess and the rest the class it thinks least of; any boxes."""
+    count = len(images)
+    generator = seeded(0)
+    outputs = model(images)
+    scores = outputs.gap_logits + outputs.saol_log_probs
+    is_guess = torch.rand(count, generator=generator) < 0.7
+    labels = torch.where(is_guess, scores.argmax(1), scores.argmin(1))
+    first = torch.randint(0, 8, (count, 2), generator=generator)
+    last = torch.tensor([23, 15]) - torch.randint(0, 7, (count, 2), generator=generator)
+    return labels, torch.cat([first, last], dim=1)
 
 
 @pytest.mark.parametrize("method", ["saol", "attention", "cam", "grad_cam"])
 def test_localize_follows_the_protocols(method):
-    model, images = network(3, "gap", "saol", size=(8, 12)), pictures(40, seed=1)
-    generator = torch.Generator().manual_seed(0)
-    scores = model(images).gap_logits + model(images).saol_log_probs
-    labels = torch.where(torch.rand(40, generator=generator) < 0.7, scores.argmax(1), scores.argmin(1))
-    corner = torch.randint(0, 8, (40, 2), generator=generator)
-    boxes = torch.cat([corner, torch.tensor([23, 15]) - torch.randint(0, 7, (40, 2), generator=generator)], dim=1)
-    batches = [(images[i : i + 9], labels[i : i + 9]) for i in range(0, 40, 9)]
-    found = localize(model, batches, boxes, method, 0.3, thresholds=(0.1, 0.3, 0.5))
-    expected = literal_protocol(model, images, labels, boxes, method, 0.3)
-    names = ("gt_known", "top1_loc_error", "top5_loc_error")
-    assert [found.metrics[name] for name in names] == pytest.approx(expected)
-    own = torch.tensor([largest_box(values, 0.3) for values in score_maps(model, images, labels, method)])
+    model = network(3, "gap", "saol", size=(8, 12))
+    images = pictures(40, seed=1)
+    labels, boxes = labels_and_boxes(model, images)
+    batches = list(zip(images.split(9), labels.split(9), strict=True))
+    thresholds = (0.1, 0.3, 0.5)
+    found = localize(model, batches, boxes, method, 0.3, thresholds=thresholds)
+
+    known, top1_error, top5_error = literal_protocol(model, images, labels, boxes, method, 0.3)
+    assert found.metrics["gt_known"] == pytest.approx(known)
+    assert found.metrics["top1_loc_error"] == pytest.approx(top1_error)
+    assert found.metrics["top5_loc_error"] == pytest.approx(top5_error)
+    assert 0 < known < 100, "a case that tells them apart"
+    assert known + top1_error > 100 > top5_error
+
+    maps = score_maps(model, images, labels, method)
+    own = torch.tensor([largest_box(values, 0.3) for values in maps])
     ratios = area_share(own, (16, 24)) / area_share(boxes, (16, 24))
     assert found.metrics["box_size"] == pytest.approx(100 * float(ratios.median()), rel=1e-5)
-    assert 0 < expected[0] < 100 and expected[0] + expected[1] > 100 > expected[2]
-    accuracy = box_accuracy(score_maps(model, images, labels, method), boxes, (0.1, 0.3, 0.5))
-    assert found.accuracy[:4] == accuracy[:4] and found.metrics["max_box_acc"] == accuracy.max_box_acc
-    assert [found.metrics[f"box_acc_{n}"] for n in (30, 50, 70)] == [*accuracy.per_iou.values()]
+
+    accuracy = box_accuracy(maps, boxes, thresholds)
+    assert found.accuracy[:4] == accuracy[:4]
+    assert found.metrics["max_box_acc"] == accuracy.max_box_acc
+    by_iou = [found.metrics[f"box_acc_{n}"] for n in (30, 50, 70)]
+    assert by_iou == list(accuracy.per_iou.values())
+
     if method == "attention":
-        assert found.metrics["mass_inside"] == pytest.approx(
-            100 * mass_inside(model(images).attention, boxes, (16, 24)).mean().item(), rel=1e-5
-        )
-        assert found.metrics["area_share"] == pytest.approx(100 * area_share(boxes, (16, 24)).mean().item())
+        mass = mass_inside(model(images).attention, boxes, (16, 24)).mean()
+        area = area_share(boxes, (16, 24)).mean()
+        assert found.metrics["mass_inside"] == pytest.approx(100 * mass.item(), rel=1e-5)
+        assert found.metrics["area_share"] == pytest.approx(100 * area.item())
     else:
-        assert found.inside is None and not {"mass_inside", "area_share"} & {*found.metrics}
+        assert found.inside is None
+        assert not {"mass_inside", "area_share"} & set(found.metrics)
 
 
 def test_trivial_rows_on_a_case_made_by_hand():
-    boxes, ranks = torch.tensor([[0, 0, 9, 9], [2, 2, 7, 7], [2, 2, 7, 6], [0, 0, 1, 1]]), torch.tensor([0, 0, 5, 1])
+    boxes = torch.tensor([[0, 0, 9, 9], [2, 2, 7, 7], [2, 2, 7, 6], [0, 0, 1, 1]])
+    ranks = torch.tensor([0, 0, 5, 1])
     rows = trivial_rows(boxes, (10, 10), ranks)
-    names = ["max_box_acc", "box_acc_30", "box_acc_50", "box_acc_70", "gt_known", "top1_loc_error", "top5_loc_error"]
-    whole, best = rows["whole image"], rows["best centred box"]
-    assert [whole[name] for name in names] == [25, 75, 25, 25, 25, 75, 75]
-    assert [best[name] for name in names] == [75, 75, 75, 50, 75, 50, 50]
-    assert (whole["max_box_acc_v2"], best["max_box_acc_v2"]) == pytest.approx((125 / 3, 200 / 3))
-    assert {*whole} == {*best} == {*names, "max_box_acc_v2"}
+    assert rows["whole image"] == {
+        "max_box_acc": 25,
+        "max_box_acc_v2": pytest.approx(125 / 3),
+        "box_acc_30": 75,
+        "box_acc_50": 25,
+        "box_acc_70": 25,
+        "gt_known": 25,
+        "top1_loc_error": 75,
+        "top5_loc_error": 75,
+    }
+    assert rows["best centred box"] == {
+        "max_box_acc": 75,
+        "max_box_acc_v2": pytest.approx(200 / 3),
+        "box_acc_30": 75,
+        "box_acc_50": 75,
+        "box_acc_70": 50,
+        "gt_known": 75,
+        "top1_loc_error": 50,
+        "top5_loc_error": 50,
+    }
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.0])
@@ -274,6 +389,13 @@ def test_a_threshold_outside_the_range(threshold):
 
 
 def test_the_largest_area_joins_across_corners():
-    values = torch.tensor([[9.0, 0, 0, 0, 5], [0, 9, 0, 0, 5], [0, 0, 9, 0, 0], [0, 1, 1, 1, 1]])
-    assert largest_box(values, 0.2) == (0, 0, 2, 2) and largest_box(values, 0) == (0, 0, 4, 3)
+    rows = [
+        [9.0, 0, 0, 0, 5],
+        [0, 9, 0, 0, 5],
+        [0, 0, 9, 0, 0],
+        [0, 1, 1, 1, 1],
+    ]
+    values = torch.tensor(rows)
+    assert largest_box(values, 0.2) == (0, 0, 2, 2)
+    assert largest_box(values, 0) == (0, 0, 4, 3)
     assert largest_box(torch.zeros(3, 3), 0.2) is None
