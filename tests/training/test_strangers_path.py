@@ -20,7 +20,7 @@ def test_make_takes_the_first_try_of_the_profiles_page_to_these_commands(target)
     """As the page writes it; the tests below give the same words to what make calls."""
     lines = (ROOT / "notebooks/profiles/README.md").read_text().splitlines()
     (line,) = [line for line in lines if line.startswith(f"make {target} ") and "RESULTS=results/own" in line]
-    words = [*shlex.split(line, comments=True), "-n", f"VENV={sys.prefix}"]
+    words = [*shlex.split(line, comments=True), "-n", "--no-print-directory", f"VENV={sys.prefix}"]
     told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()[-1]
     called = shlex.split(re.sub(r"^@", "", told))
     assert called[1 : 1 + len(COMMANDS[target])] == COMMANDS[target]
