@@ -21,14 +21,13 @@ from typing import NamedTuple
 import nbformat
 import papermill
 import psutil
-import yaml
 from filelock import FileLock, Timeout
 from gate import NOTEBOOKS, RESULTS, check, defaults, normalise, one_line, profile_values, read, show
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from saol_lib.evidence import summary
-from saol_lib.training import in_training, load_runs, notebook_runs, resolve, study_configs
+from saol_lib.training import in_training, load_runs, notebook_runs, read_changes, resolve, study_configs
 from saol_lib.training.runs import load_finished, run_id, source_hash
 
 QUICK = "quick"
@@ -360,12 +359,7 @@ def main(argv=None):
 def _given(options):
     """What the options say in place of the profile; ValueError for a setting that is none."""
     given = {"results": options.results, "workers": options.workers}
-    changes = {}
-    for text in options.set:
-        name, sign, value = text.partition("=")
-        if not sign:
-            raise ValueError(f"--set {text} is no setting; write NAME=VALUE, as in epochs=1")
-        changes[name] = yaml.safe_load(value)
+    changes = read_changes(options.set)
     if changes and (options.only is None or options.only[:1].isdigit()):
         raise ValueError("SET changes the runs of an experiment: name it, as in ONLY=cifar10-wrn")
     return {name: value for name, value in (given | {"changes": changes}).items() if value}

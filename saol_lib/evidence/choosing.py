@@ -1,6 +1,7 @@
 """How the pilot chose the regime, the rates and the precision of the study: its rules, applied to what is finished."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -48,12 +49,7 @@ def regimes(profile: str = "pilot") -> pd.DataFrame | str:
         return _nothing(profile, "study")
     rows = []
     for (images, epochs), (plain, mixed) in found.items():
-        gains = _gains(plain, mixed)
-        each = ", ".join(f"{seed}: {gain:+.1f}" for seed, gain in gains.items()) or "–"
-        runs = f"{len(plain.by_seed) + len(mixed.by_seed)} of {plain.planned + mixed.planned}"
-        means = [f"{one.mean:.1f}" if one.by_seed else "–" for one in (plain, mixed)]
-        gain = f"{_mean(gains):+.2f}" if gains else "–"
-        rows.append((f"{images:,} × {epochs}", runs, *means, gain, each))
+        rows.append((f"{images:,} × {epochs}", *_compared(plain, mixed)))
     columns = ["images × epochs", "runs", "GAP-FC", "GAP-FC with CutMix", "CutMix gains", "each seed"]
     return pd.DataFrame(rows, columns=columns).set_index(columns[0])
 
@@ -100,12 +96,7 @@ def precisions(profile: str = "pilot") -> pd.DataFrame | str:
         return _nothing(profile, "precision")
     rows = []
     for arm, (full, half) in found.items():
-        changes = _gains(full, half)
-        each = ", ".join(f"{seed}: {change:+.1f}" for seed, change in changes.items()) or "–"
-        runs = f"{len(full.by_seed) + len(half.by_seed)} of {full.planned + half.planned}"
-        means = [f"{one.mean:.1f}" if one.by_seed else "–" for one in (full, half)]
-        change = f"{_mean(changes):+.2f}" if changes else "–"
-        rows.append((in_words(arm)[0], runs, *means, change, each))
+        rows.append((in_words(arm)[0], *_compared(full, half)))
     columns = ["arm", "runs", "float32", "bfloat16", "bfloat16 changes", "each seed"]
     return pd.DataFrame(rows, columns=columns).set_index(columns[0])
 
@@ -132,6 +123,16 @@ def best_rate(by_rate: dict[float, Scores]) -> float | None:
     if not all(scores.complete for scores in by_rate.values()):
         return None
     return max(sorted(by_rate), key=lambda rate: by_rate[rate].mean)
+
+
+def _compared(first: Scores, second: Scores) -> tuple[str, ...]:
+    """In words: how many runs are there, both means, what the second gains in the mean, and in each seed."""
+    runs = f"{len(first.by_seed) + len(second.by_seed)} of {first.planned + second.planned}"
+    means = [f"{one.mean:.1f}" if one.by_seed else "–" for one in (first, second)]
+    gains = _gains(first, second)
+    gain = f"{_mean(gains):+.2f}" if gains else "–"
+    each = ", ".join(f"{seed}: {gain:+.1f}" for seed, gain in gains.items()) or "–"
+    return runs, *means, gain, each
 
 
 def _cell(scores: Scores, is_best: bool) -> str:
@@ -179,11 +180,8 @@ def _precisions(profile: str) -> dict[str, tuple[Scores, Scores]]:
 
 def _chance(cells: Sequence[Scores]) -> float:
     """How far the means of two sets of seeds may lie apart by chance: twice the standard error of their difference."""
-    squares = 0.0
-    for scores in cells:
-        squares += sum((value - scores.mean) ** 2 for value in scores.by_seed.values())
     seeds = cells[0].planned
-    variance = squares / (len(cells) * (seeds - 1))
+    variance = statistics.fmean(statistics.variance(scores.by_seed.values()) for scores in cells)
     return 2 * math.sqrt(variance * 2 / seeds)
 
 

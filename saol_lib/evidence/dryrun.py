@@ -20,7 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import yaml
 
 from saol_lib.data import load
 from saol_lib.evidence import made_data
@@ -40,7 +39,7 @@ from saol_lib.training import ROOT, RunConfig, evaluate, load_model, train
 from saol_lib.training.checkpoints import load_checkpoint
 from saol_lib.training.distributed import launch
 from saol_lib.training.loop import Trainer
-from saol_lib.training.profiles import experiments, study_configs
+from saol_lib.training.profiles import experiments, read_changes, study_configs
 from saol_lib.training.recipe import batches
 from saol_lib.training.runs import run_id
 
@@ -197,9 +196,8 @@ def alike(names: Sequence[str]) -> list[list[str]]:
     """The experiments in groups whose miniatures are the same runs, shown by the same notebooks."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        changes = dict(setting.split("=", 1) for setting in miniature(name))
-        changes = {key: yaml.safe_load(value) for key, value in changes.items()}
-        ids = [run_id(config.identity()) for config in study_configs(PROFILE, only=name, changes=changes)[0]]
+        configs, _ = study_configs(PROFILE, only=name, changes=read_changes(miniature(name)))
+        ids = [run_id(config.identity()) for config in configs]
         groups.setdefault(str((sorted(ids), notebooks_of(name))), []).append(name)
     return list(groups.values())
 

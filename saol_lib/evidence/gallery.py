@@ -10,14 +10,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from saol_lib.data import Dataset, Files, Split, select
-from saol_lib.evidence.figures import attention_grid, save
+from saol_lib.evidence.figures import NO_WEIGHTS, attention_grid, kept
 from saol_lib.localization import area_share, mass_inside
 from saol_lib.training.config import ARMS, RunConfig
 from saol_lib.training.recipe import batches, load_model
 from saol_lib.training.runs import Run, resolve
 
 MOST = 10_000  # images on which `attention_in_boxes` measures every network, on a CPU
-NO_WEIGHTS = "*Weights are not in git: no network of these runs is here, and no picture of its attention was saved.*"
 
 
 def evaluated_on(config: RunConfig, dataset: Dataset) -> Split | Files:
@@ -54,25 +53,23 @@ def attention_pictures(
     Without weights the figure that was saved before; without that a sentence. of: see `figures.save`.
     """
     here = attentive_here(runs, results)
-    name = f"{name}_{of}" if of else name
-    saved = resolve(results) / "figures" / f"{name}.png"
-    if not here:
-        return Image(data=saved.read_bytes()) if saved.exists() else NO_WEIGHTS
+    figure = _attention(here[0], results, dataset) if here else None
+    return kept(figure, results, name, of)
 
-    config = RunConfig.of(**here[0].config)
+
+def _attention(run: Run, results: str | Path, dataset: Dataset) -> Figure:
+    config = RunConfig.of(**run.config)
     evaluation = evaluated_on(config, dataset)
     _, pixels = batches(config, dataset, torch.device("cpu"))
     index = first_of_each_class(evaluation.labels)
     images = evaluation.pictures(index)
-    model = load_model(here[0], results, "cpu")
+    model = load_model(run, results, "cpu")
     with torch.inference_mode():
         outputs = model(pixels.normalise(images))
 
     boxes = None if evaluation.boxes is None else evaluation.boxes[index]
     titles = [dataset.classes[label] for label in evaluation.labels[index]]
-    figure = attention_grid(images, outputs.attention, boxes, titles)
-    save(figure, results, name)
-    return figure
+    return attention_grid(images, outputs.attention, boxes, titles)
 
 
 def attention_in_boxes(runs: Sequence[Run], results: str | Path, dataset: Dataset) -> pd.DataFrame | str:

@@ -4,7 +4,7 @@ from saol_lib.training.checkpoints import in_training, load_checkpoint
 from saol_lib.training.config import ARMS, RunConfig, finetuning, grid
 from saol_lib.training.files import REPOSITORY, RESULTS, ROOT, resolve, write_json, write_whole
 from saol_lib.training.loop import Busy, Interrupted, NotANumber, evaluate, summarise, train
-from saol_lib.training.profiles import notebook_runs, read_runs, read_yaml, settings, study_configs
+from saol_lib.training.profiles import notebook_runs, read_changes, read_runs, read_yaml, settings, study_configs
 from saol_lib.training.recipe import batches, load_model, mix_batch, new_model
 from saol_lib.training.runs import (
     OtherData,
@@ -43,6 +43,7 @@ __all__ = [
     "mix_batch",
     "new_model",
     "notebook_runs",
+    "read_changes",
     "read_runs",
     "read_yaml",
     "resolve",

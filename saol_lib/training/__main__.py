@@ -11,12 +11,9 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from saol_lib.data import load
-from saol_lib.training import Busy, RunConfig, finished_run, resolve, run_study, study_configs, train
+from saol_lib.training import Busy, RunConfig, finished_run, read_changes, resolve, run_study, study_configs, train
 
 
 def train_file(arguments: list[str]) -> None:
@@ -37,7 +34,7 @@ def train_study(arguments: list[str]) -> None:
     options = _study_options().parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        changes = dict(map(_change, options.set))
+        changes = read_changes(options.set)
         configs, results = study_configs(options.profile, options.data, options.only, changes)
         results = options.results or results
         where = {"processes": options.processes, "workers": options.workers}
@@ -67,14 +64,6 @@ def _study_options() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=0, help="processes that decode images, for each run")
     parser.add_argument("--per-gpu", type=int, default=1, help="runs that share a GPU: small networks leave it idle")
     return parser
-
-
-def _change(text: str) -> tuple[str, Any]:
-    """A setting as YAML reads it; ValueError where it is none."""
-    name, sign, value = text.partition("=")
-    if not sign:
-        raise ValueError(f"--set {text} is no setting; write NAME=VALUE, as in epochs=1")
-    return name, yaml.safe_load(value)
 
 
 if __name__ == "__main__":  # workers import this file

@@ -9,7 +9,7 @@ names no runs until that value is filled in.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
@@ -50,6 +50,17 @@ def study_configs(
     if not found:
         raise ValueError(f"profile {profile!r} trains nothing by itself: no file of it names arms and seeds of a study")
     return list(found.values()), next(iter(places))
+
+
+def read_changes(words: Iterable[str]) -> dict[str, object]:
+    """Settings from a shell, NAME=VALUE with the value as YAML reads it; ValueError where a word is none."""
+    changes = {}
+    for text in words:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise ValueError(f"--set {text} is no setting; write NAME=VALUE, as in epochs=1")
+        changes[name] = yaml.safe_load(value)
+    return changes
 
 
 def _files(profile: str, only: str | None) -> list[Path]:

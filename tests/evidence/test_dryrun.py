@@ -12,7 +12,6 @@ from saol_lib.evidence import dryrun, made_data, paper
 from saol_lib.evidence.forecast import IMAGES, Network, count, forecast, structure
 from saol_lib.networks import multiply_adds
 from saol_lib.training import ARMS, RunConfig, new_model, save_run
-from saol_lib.training import __main__ as training_main
 from saol_lib.training import files as training_files
 from saol_lib.training.runs import Run, run_id
 
@@ -169,7 +168,7 @@ def test_a_command_that_fails_is_told_with_its_last_words(made, tmp_path, monkey
 
 def test_a_miniature_has_every_arm_and_stage_of_its_experiment():
     for name, runs in (("cifar10-choices", 16), ("wsol-cub", 11)):
-        changes = dict(map(training_main._change, dryrun.miniature(name)))
+        changes = dryrun.read_changes(dryrun.miniature(name))
         configs, _ = dryrun.study_configs("paper", only=name, changes=changes)
         assert len(configs) == runs and {(c.epochs, c.seed, c.pretrained) for c in configs} == {(1, 0, False)}
         assert len({c.backbone for c in configs}) == 1 and configs[0].backbone.startswith("resnet")
