@@ -358,11 +358,13 @@ def main(argv=None):
 
 def _given(options):
     """What the options say in place of the profile; ValueError for a setting that is none."""
-    given = {"results": options.results, "workers": options.workers}
     changes = read_changes(options.set)
-    if changes and (options.only is None or options.only[:1].isdigit()):
+    names_experiment = options.only is not None and not options.only[:1].isdigit()
+    if changes and not names_experiment:
         raise ValueError("SET changes the runs of an experiment: name it, as in ONLY=cifar10-wrn")
-    return {name: value for name, value in (given | {"changes": changes}).items() if value}
+
+    given = {"results": options.results, "workers": options.workers, "changes": changes}
+    return {name: value for name, value in given.items() if value}
 
 
 def _run_command(options):

@@ -230,7 +230,9 @@ def _summary(states: Mapping[str, str]) -> str:
     begun = sum(" of " in state for state in states.values())
     rest = len(states) - done - ready - begun
     told = f"Of {len(states)} experiments **{done} are done**, {begun} begun, **{ready} ready** to be run"
-    return f"{told}." if not rest else f"{told}, {rest} not tried to the end yet (`make dryrun MISSING=1` goes on)."
+    if rest:
+        told = f"{told}, {rest} not tried to the end yet (`make dryrun MISSING=1` goes on)"
+    return f"{told}."
 
 
 def _total(configs: Sequence[RunConfig], networks: dict) -> str:
