@@ -92,6 +92,14 @@ def test_from_networks_to_boxes_tables_and_figures(tmp_path):
     assert run.config["enlarge"]
     assert located.gallery_figure(run, tmp_path, found[run.id, "saol"], images=40).axes
     assert located.curves_figure(finished, {}, table) is None
+
+    alone = table[table.network != "none"]  # no network with a GAP-FC layer alone: nothing to hold the maps against
+    labels = [line.get_label() for line in located.curves_figure(finished, found, alone).axes[0].lines]
+    assert len(labels) == 2 and not set(labels) & set(located.BLIND)
+    first, _ = located.box_result(alone)
+    assert first.startswith("MaxBoxAccV2, without the boxes that look at nothing") and "above" not in first
+    assert located.box_result(table)[0].count("above") == 2
+
     assert located.gallery_run({"fine-tuned": []}, tmp_path) is None
     assert isinstance(located.box_numbers(table), pd.DataFrame)
 
