@@ -2,17 +2,19 @@
 
 Every image of a pass draws its crop from a seed of its own, so the pictures of an epoch are the same whatever the
 number of workers or of training processes is, and an interrupted pass goes on at any batch without decoding what came
-before. What travels from a worker is a chunk: so few rows that all of them together fit the shared memory there is.
+before. Workers put their pictures, a chunk of few rows at a time, into slots of shared memory that are made once and
+used again and again: new memory for each chunk would cost more than a tenth of the decoding.
 """
 
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
+from itertools import cycle
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import crop, resize
 
@@ -23,6 +25,7 @@ from saol_lib.streams import stream, stream_seed
 
 SCALING = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # ImageNet's own, as torchvision's pretrained networks expect
 PREFETCH = 2  # chunks that each worker has ready or under way
+MOST_ROWS = 64  # of a chunk
 MOST_BYTES = 256 * 2**20  # of shared memory for all chunks together
 PATIENCE = 300.0  # seconds without an image after which the workers are given up
 LOOK = 1.0  # seconds between two looks at whether to go on waiting
@@ -35,16 +38,18 @@ class Chunk(NamedTuple):
     index: list[int]  # of the files
     seeds: list[int] | None  # of their random crops; None: the middle
     ends: bool  # the batch is complete with it
+    slot: int = 0  # of the shared memory, where a worker decodes it
 
 
 class Decoded(NamedTuple):
     """What a worker made of a chunk."""
 
-    images: Tensor  # (n, side, side, 3) uint8, as they lie in a decoded picture
+    images: Tensor | None  # (n, side, side, 3) uint8, as they lie in a decoded picture; None: in the chunk's slot
     index: Tensor  # (n,) int64: the files that were read
     ends: bool
     damaged: list[str]  # files that could not be read, on the way
     unread: list[int]  # of the chunk's files those that no other one took the place of
+    slot: int = 0
     error: Exception | None = None  # why there are no images
 
 
@@ -106,7 +111,7 @@ class Stream:
                 seeds = [stream_seed(seed, "augment", epoch, place) for place in places.tolist()]
                 yield order[places].tolist(), seeds
 
-        yield from self._decoded(batches())
+        yield from self._decoded(batches(), batch_size)
 
     def all(self, batch_size: int, part: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """Yield (images as `normalise` gives them, labels) of the whole split in order; damaged images are left out.
@@ -121,7 +126,7 @@ class Stream:
                 end = min(start + batch_size, len(self))
                 yield list(range(start, end)), None
 
-        for images, labels in self._decoded(batches()):
+        for images, labels in self._decoded(batches(), batch_size):
             if len(labels):
                 yield self.normalise(images), labels
 
@@ -129,9 +134,13 @@ class Stream:
         """uint8 (B, 3, H, W) to floats with mean 0 and deviation 1 over ImageNet (or as `scaling` says)."""
         return self.scaling(images)
 
-    def _decoded(self, batches: Iterable[tuple[list[int], list[int] | None]]) -> Iterator[Batch]:
+    def _decoded(self, batches: Iterable[tuple[list[int], list[int] | None]], batch_size: int) -> Iterator[Batch]:
+        if self.workers and self._loader is None:
+            self._loader = self._start(batch_size)
+        slots = self._reader.slots
+        rows, count = (MOST_ROWS, 1) if slots is None else (slots.shape[1], slots.shape[0])
         parts: list[Decoded] = []
-        for decoded in self._results(_chunks(batches, self._rows_a_chunk())):
+        for decoded in self._results(_chunks(batches, rows, count)):
             self._note(decoded)
             parts.append(decoded)
             if decoded.ends:
@@ -145,8 +154,6 @@ class Stream:
                 yield self._reader[chunk]
             return
 
-        if self._loader is None:
-            self._loader = self._start()
         self._plan.chunks = chunks
         found = iter(self._loader)  # the workers' one iterator, begun anew
         self._passes += 1
@@ -157,9 +164,11 @@ class Stream:
             decoded = self._wait(found)
             if decoded is None:
                 return
-            yield decoded._replace(images=decoded.images.clone())  # the shared memory is free for the next chunk
+            images = self._reader.slots[decoded.slot, : len(decoded.index)]
+            yield decoded._replace(images=images.clone())  # the slot is free for another chunk
 
-    def _start(self) -> DataLoader:
+    def _start(self, batch_size: int) -> DataLoader:
+        self._reader.slots = self._new_slots(batch_size)
         return DataLoader(
             self._reader,
             batch_size=None,  # a chunk is asked for as it is
@@ -219,12 +228,25 @@ class Stream:
         images = images.to(self.device, non_blocking=True)
         return images.permute(0, 3, 1, 2), self.labels[chosen]
 
-    def _rows_a_chunk(self) -> int:
-        """So many that the chunks of all workers fit a quarter of the shared memory that is free."""
+    def _new_slots(self, batch_size: int) -> Tensor:
+        """Shared memory (slots, rows, side, side, 3): a slot for each chunk that is under way, and one that is read.
+
+        A DataLoader asks for a new chunk only when one is fetched: so the slot of a chunk comes round again after it.
+        """
+        count = self.workers * PREFETCH + 1
+        images = torch.empty(count, self._rows_a_chunk(batch_size, count), *self.size, 3, dtype=torch.uint8)
+        try:
+            return images.share_memory_()
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"images could not be handed over ({_first_line(error)}); give more shared memory, or workers=0"
+            ) from None
+
+    def _rows_a_chunk(self, batch_size: int, slots: int) -> int:
+        """So many that all slots together fit a quarter of the shared memory that is free."""
         one = 3 * self.size[0] * self.size[1]
-        under_way = max(self.workers, 1) * (PREFETCH + 1)
         room = min(MOST_BYTES, _free_shared_memory() // 4)
-        return max(1, min(room // (under_way * one), 64))
+        return max(1, min(room // (slots * one), batch_size, MOST_ROWS))
 
 
 def _free_shared_memory() -> int:
@@ -236,12 +258,13 @@ def _free_shared_memory() -> int:
     return found.f_bavail * found.f_frsize
 
 
-def _chunks(batches: Iterable[tuple[list[int], list[int] | None]], rows: int) -> Iterator[Chunk]:
+def _chunks(batches: Iterable[tuple[list[int], list[int] | None]], rows: int, slots: int) -> Iterator[Chunk]:
+    slot = cycle(range(slots))
     for index, seeds in batches:
         for start in range(0, max(len(index), 1), rows):
             end = start + rows
             part = None if seeds is None else seeds[start:end]
-            yield Chunk(index[start:end], part, ends=end >= len(index))
+            yield Chunk(index[start:end], part, ends=end >= len(index), slot=next(slot))
 
 
 class _Plan:
@@ -262,7 +285,12 @@ def _first_line(error: Exception) -> str:
 
 
 class Reader:
-    """What a worker does with a chunk: each file decoded, then cropped and resized."""
+    """What a worker does with a chunk: each file decoded, then cropped and resized.
+
+    slots: shared memory (slots, rows, side, side, 3) into which workers decode; None: each chunk has its own memory.
+    """
+
+    slots: Tensor | None = None
 
     def __init__(self, files: Files, skip_damaged: bool = False) -> None:
         self.files, self.skip_damaged = files, skip_damaged
@@ -275,39 +303,32 @@ class Reader:
         try:
             images, index = self._decode(chunk, damaged)
         except (ValueError, RuntimeError) as error:
-            return Decoded(torch.empty(0), torch.empty(0), chunk.ends, damaged, [], error)
+            return Decoded(None, torch.empty(0), chunk.ends, damaged, [], chunk.slot, error)
         finally:
             torch.set_rng_state(before)
         unread = [] if chunk.seeds is not None else sorted(set(chunk.index) - set(index))
-        return Decoded(images, torch.tensor(index, dtype=torch.int64), chunk.ends, damaged, unread)
+        if self.slots is not None:
+            images = None
+        return Decoded(images, torch.tensor(index, dtype=torch.int64), chunk.ends, damaged, unread, chunk.slot)
 
     def _decode(self, chunk: Chunk, damaged: list[str]) -> tuple[Tensor, list[int]]:
-        images = self._room(len(chunk.index))
+        side = self.files.side
+        if self.slots is None:
+            images = torch.empty(len(chunk.index), side, side, 3, dtype=torch.uint8)
+        else:
+            images = self.slots[chunk.slot]
         index = []
         for row, wanted in enumerate(chunk.index):
             pixels, found = self._read(wanted, damaged)
             if chunk.seeds is not None:
                 image = self._crop(pixels, chunk.seeds[row])
             elif found == wanted:
-                image = middle(pixels, self.files.side)
+                image = middle(pixels, side)
             else:
                 continue  # evaluation sees each image once, beside its own boxes
             images[len(index)] = image.permute(1, 2, 0)
             index.append(found)
         return images[: len(index)], index
-
-    def _room(self, count: int) -> Tensor:
-        """An empty chunk. A worker shares it here, where an error is told, and not in the thread that sends."""
-        side = self.files.side
-        images = torch.empty(count, side, side, 3, dtype=torch.uint8)
-        if get_worker_info() is None:
-            return images
-        try:
-            return images.share_memory_()
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"images could not be handed over ({_first_line(error)}); give more shared memory, or workers=0"
-            ) from None
 
     def _read(self, index: int, damaged: list[str]) -> tuple[Tensor, int]:
         """The file's pixels (3, H, W) and its number; where damaged ones may be skipped, those of the next good one."""

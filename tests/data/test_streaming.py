@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -184,26 +185,29 @@ def test_chunks_are_small_and_make_the_batch(files, monkeypatch):
     """Evaluation asked for 500 images at once, 75 MB at 224 pixels: more than a container's 64 MB of shared memory."""
     monkeypatch.setattr(streaming, "_free_shared_memory", lambda: 64 * 2**20)
     for workers in (1, 2, 8, 64):
-        large = Stream(files._replace(side=224), CPU, workers)
-        under_way = workers * (streaming.PREFETCH + 1) * large._rows_a_chunk() * 3 * 224 * 224
-        assert under_way <= max(16 * 2**20, workers * 3 * 3 * 224 * 224) < 64 * 2**20
-    monkeypatch.setattr(streaming.Stream, "_rows_a_chunk", lambda self: 3)
+        slots = Stream(files._replace(side=224), CPU, workers)._new_slots(500)
+        assert slots.is_shared() and slots.nbytes <= max(16 * 2**20, workers * 3 * 3 * 224 * 224) < 64 * 2**20
+    monkeypatch.undo()
+    assert Stream(files, CPU, 2)._new_slots(4).shape[1] == 4
+    monkeypatch.setattr(streaming, "MOST_ROWS", 3)
     cut = everything(Stream(files, CPU).all(8))
     monkeypatch.undo()
     assert all(map(torch.equal, cut, everything(Stream(files, CPU).all(8))))
 
 
-def test_chunks_of_a_batch_do_not_pile_up_in_shared_memory(files, monkeypatch):
-    monkeypatch.setattr(streaming.Stream, "_rows_a_chunk", lambda self: 2)
-    held, join = [], Stream._joined
-
-    def look(self, parts):
-        held.extend(part.images.is_shared() for part in parts)
-        return join(self, parts)
-
-    monkeypatch.setattr(Stream, "_joined", look)
-    list(Stream(files, CPU, workers=1).all(8))
-    assert held == [False] * 4
+def test_workers_fill_the_same_slots_again_and_no_picture_is_overwritten(files, monkeypatch):
+    """More chunks than slots; each is looked at only after all others that may be under way had time to arrive."""
+    monkeypatch.setattr(streaming, "MOST_ROWS", 1)
+    helped, alone = Stream(files, CPU, workers=2), Stream(files, CPU)
+    for epoch in range(2):
+        found = []
+        for images, _ in helped.epoch(2, 0, epoch):
+            found.append(images)
+            time.sleep(0.2)
+        wanted = [images for images, _ in alone.epoch(2, 0, epoch)]
+        assert all(map(torch.equal, found, wanted))
+        assert 2 * len(wanted) > len(helped._reader.slots)
+        assert not any(images.is_shared() for images in found)
 
 
 def test_too_little_shared_memory_is_a_sentence(files, monkeypatch):
