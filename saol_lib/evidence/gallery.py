@@ -77,12 +77,12 @@ def attention_in_boxes(runs: Sequence[Run], results: str | Path, dataset: Datase
 
     Both in percent, with the shares of each seed; a sentence where there are no boxes, or no weights.
     """
+    evaluation = evaluated_on(RunConfig.of(**runs[0].config), dataset)
+    if evaluation.boxes is None:
+        return "*These images have no boxes.*"
     here = attentive_here(runs, results)
     if not here:
         return NO_WEIGHTS
-    evaluation = evaluated_on(RunConfig.of(**here[0].config), dataset)
-    if evaluation.boxes is None:
-        return "*These images have no boxes.*"
     if len(evaluation.labels) > MOST:
         return "*These are too many images to measure all networks on here: notebook 03 does that.*"
 

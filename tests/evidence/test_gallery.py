@@ -52,3 +52,4 @@ def test_the_share_in_the_boxes_is_that_of_every_evaluation_image(trained, tmp_p
     assert gallery.attention_in_boxes(runs, tmp_path, data) == gallery.NO_WEIGHTS
     without = data._replace(test=data.test._replace(boxes=None))
     assert "no boxes" in gallery.attention_in_boxes(runs, home, without)
+    assert "no boxes" in gallery.attention_in_boxes(runs, tmp_path, without), "without weights, too"
