@@ -30,6 +30,11 @@ NUMERIC = tests/test_layers.py tests/test_cutmix.py tests/test_losses.py tests/t
 # Three processes, since some tests wait for others more than they compute; files whole, in the order of conftest.py.
 THREE = -n 3 --dist loadfile --no-loadscope-reorder
 
+# Freed memory is kept for the next step: on a CPU the pages that the kernel would clear anew for each are up to a third of
+# its time. Read by the C library of Linux (glibc) alone.
+study replicate: export MALLOC_MMAP_MAX_ = 0
+study replicate: export MALLOC_TRIM_THRESHOLD_ = 100000000000
+
 .PHONY: help setup replicate test test-faults test-numeric test-browser lab explore study dryrun gpu-check claims report docs pictures refresh lint lint-js format check-venv
 
 help: ## this list
