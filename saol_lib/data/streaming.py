@@ -137,10 +137,11 @@ class Stream:
     def _decoded(self, batches: Iterable[tuple[list[int], list[int] | None]], batch_size: int) -> Iterator[Batch]:
         if self.workers and self._loader is None:
             self._loader = self._start(batch_size)
-        slots = self._reader.slots
-        rows, count = (MOST_ROWS, 1) if slots is None else (slots.shape[1], slots.shape[0])
+        slots, rows = 1, MOST_ROWS
+        if self.workers:
+            slots, rows = self._reader.slots.shape[:2]
         parts: list[Decoded] = []
-        for decoded in self._results(_chunks(batches, rows, count)):
+        for decoded in self._results(_chunks(batches, rows, slots)):
             self._note(decoded)
             parts.append(decoded)
             if decoded.ends:
@@ -229,9 +230,10 @@ class Stream:
         return images.permute(0, 3, 1, 2), self.labels[chosen]
 
     def _new_slots(self, batch_size: int) -> Tensor:
-        """Shared memory (slots, rows, side, side, 3): a slot for each chunk that is under way, and one that is read.
+        """Shared memory (slots, rows, side, side, 3): a slot for each chunk under way, and one for the chunk in hand.
 
-        A DataLoader asks for a new chunk only when one is fetched: so the slot of a chunk comes round again after it.
+        A DataLoader asks for one more chunk only when the next is fetched. By then the pictures in hand were copied, so
+        that their slot may be filled again.
         """
         count = self.workers * PREFETCH + 1
         images = torch.empty(count, self._rows_a_chunk(batch_size, count), *self.size, 3, dtype=torch.uint8)
