@@ -105,6 +105,25 @@ def aggregate(log_attention: Tensor, spatial_log_probs: Tensor) -> Tensor:
     return torch.logsumexp(weighted.flatten(2), dim=2)
 
 
+def attention_entropy(attention: Tensor) -> Tensor:
+    """The entropy (B,) of attention maps (B, 1, Ho, Wo), in nats: log(Ho * Wo) if uniform, 0 for a point. Ours.
+
+    Maps need not sum to 1 (ABN's do not): each is divided by its sum first.
+    """
+    shares = _shares(attention)
+    return torch.special.entr(shares).sum(dim=1)
+
+
+def largest_cell(attention: Tensor) -> Tensor:
+    """The share (B,) of attention maps (B, 1, Ho, Wo) on their largest cell: 1 / (Ho * Wo) if uniform. Ours."""
+    return _shares(attention).amax(dim=1)
+
+
+def _shares(attention: Tensor) -> Tensor:
+    flat = attention.flatten(1)
+    return flat / flat.sum(dim=1, keepdim=True)
+
+
 def default_logit_width(num_classes: int) -> int:
     """K channels, the paper's "intermediate spatial logits", but at least 40: ten starved SAOL (results/pilot)."""
     return max(num_classes, 40)

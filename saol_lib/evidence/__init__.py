@@ -3,12 +3,14 @@
 from importlib import import_module
 
 _HOME = {
-    "ablations": ("Ablations", "finished", "planned", "progress"),
+    "ablations": ("Ablations",),
     "benchmark": ("Benchmark",),
+    "beyond": ("attention_by_arm",),
     "checks": ("CheckFailed", "check"),
     "choosing": ("precision_chosen", "precisions", "rates", "regime_chosen", "regimes"),
     "gallery": ("attention_in_boxes", "attention_pictures", "evaluated_on"),
     "parameters": ("configs_of", "finished_of", "finished_stages", "stages_of"),
+    "plans": ("finished", "planned", "progress"),
     "report": ("show",),
     "statistics": ("Comparison", "compare"),
     "claims": ("load_claims", "verdicts"),

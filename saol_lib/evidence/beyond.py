@@ -1,4 +1,4 @@
-"""What runs tell beyond the paper: calibration, agreement, both layers averaged, and the CAM of a taught GAP-FC."""
+"""What runs tell beyond the paper: calibration, both layers averaged, spread of attention, a taught GAP-FC's CAM."""
 
 from collections.abc import Sequence
 
@@ -43,6 +43,20 @@ def both_layers(runs: Sequence[Run]) -> pd.DataFrame | str:
         rows.append((*key, *map(_told, (gap, saol, means)), f"{pd.Series(lead).mean():+.2f}", each))
     columns = [*NAMES[:2], "GAP-FC", "SAOL", "both averaged", "above the better one", "each seed"]
     return pd.DataFrame(rows, columns=columns).set_index(NAMES[:2]) if rows else NOT_RUN
+
+
+def attention_by_arm(runs: Sequence[Run]) -> pd.DataFrame | str:
+    """A row an arm with attention, percent: its entropy (100: uniform, 0: a point), its share on the largest cell."""
+    rows = []
+    for key, part in _by_arm(runs):
+        spreads = _metric(part, "attention_spread_last")
+        peaks = _metric(part, "attention_peak_last")
+        if spreads:
+            rows.append((*key, _told(spreads), _told(peaks), len(spreads)))
+    if not rows:
+        return NOT_RUN
+    columns = [*NAMES[:2], "entropy of A, % of uniform", "on its largest cell, %", "seeds"]
+    return pd.DataFrame(rows, columns=columns).set_index(NAMES[:2])
 
 
 def cam_of_taught(measures: Sequence[Run]) -> pd.DataFrame | str:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from saol_lib.evidence.ablations import planned
+from saol_lib.evidence.plans import planned
 from saol_lib.evidence.tables import LAYERS, in_words
 from saol_lib.training.config import RunConfig
 from saol_lib.training.files import ROOT

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from saol_lib.cutmix import Mixed
 from saol_lib.data import Batches, Split, load, select
 from saol_lib.evidence import figures
-from saol_lib.evidence.ablations import OPTIONS, finished, planned
+from saol_lib.evidence.ablations import OPTIONS
 from saol_lib.evidence.located import with_weights
+from saol_lib.evidence.plans import finished, planned
 from saol_lib.evidence.tables import NOT_RUN
 from saol_lib.localization import curve_points, measure_pairs, mix_pairs, raw_maps, summarise_pairs
 from saol_lib.streams import stream

@@ -104,6 +104,10 @@ class Report:
         """What averaging both layers' distributions at test time gives."""
         return self._of_main_family(beyond.both_layers)
 
+    def attention(self) -> pd.DataFrame | str:
+        """How far the attention of each arm is spread."""
+        return self._of_main_family(beyond.attention_by_arm)
+
     def cam_of_taught(self) -> pd.DataFrame | str:
         """The boxes of GAP-FC's own CAM with and without L_SD, from notebook 03's measures."""
         return beyond.cam_of_taught(load_runs(self.results / "imagenet", "measures"))

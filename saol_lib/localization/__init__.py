@@ -1,15 +1,7 @@
 """Where a network looks: score maps, boxes, and what it makes of CutMix-ed pairs."""
 
 from saol_lib.localization.accuracy import GRID, BoxAccuracy, BoxMeter, box_accuracy, contour_boxes
-from saol_lib.localization.attention import (
-    Spread,
-    SpreadMeter,
-    area_share,
-    attention_entropy,
-    attention_spread,
-    largest_cell,
-    mass_inside,
-)
+from saol_lib.localization.attention import area_share, mass_inside
 from saol_lib.localization.boxes import best_centred_box, box_iou, fixed_box_accuracy
 from saol_lib.localization.maps import METHODS, raw_maps, score_maps, stretch
 from saol_lib.localization.pairs import (
@@ -31,12 +23,8 @@ __all__ = [
     "Localization",
     "Localizer",
     "PairMeasures",
-    "Spread",
-    "SpreadMeter",
     "area_share",
-    "attention_entropy",
     "attention_split",
-    "attention_spread",
     "best_centred_box",
     "box_accuracy",
     "box_iou",
@@ -45,7 +33,6 @@ __all__ = [
     "draw_pairs",
     "fixed_box_accuracy",
     "largest_box",
-    "largest_cell",
     "localize",
     "mass_inside",
     "measure_pairs",

@@ -1,14 +1,11 @@
-"""How much of the attention lies where, and how far it is spread (the paper's section 5.1 and our own measures)."""
+"""How much of the attention lies where (the paper's section 5.1)."""
 
-import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from saol_lib.localization.boxes import box_areas, check_boxes, true_boxes
-from saol_lib.localization.maps import look
 
 
 def mass_inside(attention: Tensor, boxes: Sequence, size: tuple[int, int]) -> Tensor:
@@ -78,80 +75,3 @@ def _union_masks(boxes: list[Tensor], size: tuple[int, int]) -> Tensor:
         for x0, y0, x1, y1 in own.tolist():
             mask[y0 : y1 + 1, x0 : x1 + 1] = True
     return masks
-
-
-def attention_entropy(attention: Tensor) -> Tensor:
-    """The entropy (B,) of attention maps (B, 1, Ho, Wo), in nats: log(Ho * Wo) if uniform, 0 for a point. Ours.
-
-    Maps need not sum to 1 (ABN's do not): each is divided by its sum first.
-    """
-    shares = _shares(attention)
-    return torch.special.entr(shares).sum(dim=1)
-
-
-def largest_cell(attention: Tensor) -> Tensor:
-    """The share (B,) of attention maps (B, 1, Ho, Wo) on their largest cell: 1 / (Ho * Wo) if uniform. Ours."""
-    return _shares(attention).amax(dim=1)
-
-
-def _shares(attention: Tensor) -> Tensor:
-    flat = attention.flatten(1)
-    return flat / flat.sum(dim=1, keepdim=True)
-
-
-class Spread(NamedTuple):
-    """How far the attention of a network is spread over a set of images."""
-
-    entropy: Tensor  # (N,) nats
-    largest_cell: Tensor  # (N,) shares
-    cells: int  # Ho * Wo
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Means over the images: entropy and, for a uniform map, uniform_entropy in nats; largest_cell in percent."""
-        return {
-            "entropy": float(self.entropy.double().mean()),
-            "uniform_entropy": math.log(self.cells),
-            "largest_cell": 100 * float(self.largest_cell.double().mean()),
-        }
-
-
-class SpreadMeter:
-    """Is the attention a point or does it cover things? `update` with each batch of images, then `result`. Ours.
-
-    Takes any network with an attention map: a SAOL, or an ABN.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self._entropy = []
-        self._largest = []
-        self._cells = None
-
-    def update(self, images: Tensor) -> None:
-        """Images (B, C, H, W) as the network takes them; ValueError for a network without attention."""
-        outputs, _ = look(self.model, images, "attention")
-        if outputs.attention is None:
-            raise ValueError("this network has no attention map; give one with a SAOL, or an ABN")
-        attention = outputs.attention.cpu()
-        self._entropy.append(attention_entropy(attention))
-        self._largest.append(largest_cell(attention))
-        self._cells = attention[0].numel()
-
-    def result(self) -> Spread:
-        """The spread over all images so far; ValueError where there was none, or where attention is not a number."""
-        if not self._entropy:
-            raise ValueError("no image was looked at; call update with at least one batch")
-        entropy = torch.cat(self._entropy)
-        broken = entropy.isnan().nonzero()
-        if len(broken):
-            raise ValueError(f"the attention of image {int(broken[0])} is not a number; the network's training failed")
-        return Spread(entropy, torch.cat(self._largest), self._cells)
-
-
-def attention_spread(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Spread:
-    """`SpreadMeter` in one call: batches of (images, labels), as `Batches.all` gives them."""
-    meter = SpreadMeter(model)
-    for images, _ in batches:
-        meter.update(images)
-    return meter.result()

@@ -8,9 +8,9 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from saol_lib.layers import Outputs
+from saol_lib.layers import Outputs, attention_entropy, largest_cell
 from saol_lib.localization.accuracy import GRID, BoxAccuracy, BoxMeter
-from saol_lib.localization.attention import area_share, attention_entropy, largest_cell, mass_inside
+from saol_lib.localization.attention import area_share, mass_inside
 from saol_lib.localization.boxes import (
     IOUS,
     best_centred_box,

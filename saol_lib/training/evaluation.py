@@ -1,18 +1,19 @@
-"""Evaluation: how often each output layer is right, how sure it is of that, and how often the two agree."""
+"""Evaluation: how often each output layer is right, how sure it is, whether both agree; how far attention is spread."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from saol_lib.data import Batches, Stream
-from saol_lib.layers import Outputs
+from saol_lib.layers import Outputs, at_least_float32, attention_entropy, largest_cell
 from saol_lib.training.distributed import Interrupted, Processes
 
 LAYERS = ("gap", "saol", "mean")  # the output layers; `mean`: the average of their distributions, where both are there
 BINS = 15  # of confidence, equally wide
-UNIT = 2**24  # confidences are added as whole units of 1 / UNIT: neither order nor processes change their sum
-SCORES = ("top1_", "ece_", "agreement")  # how the names of `Tally.scores` begin
+UNIT = 2**24  # shares are added as whole units of 1 / UNIT: neither order nor processes change their sum
+SCORES = ("top1_", "ece_", "agreement", "attention_")  # how the names of `Tally.scores` begin
 
 
 class Bins(NamedTuple):
@@ -46,15 +47,24 @@ class Tally(NamedTuple):
 
     layers: dict[str, Bins]  # of those of LAYERS that the network has
     agreeing: int  # images to which both layers give one class
+    spread: float = 0.0  # of the attention, added up over the images: its entropy as a share of a uniform map's
+    peak: float = 0.0  # the share on its largest cell, added up; 0 without attention
 
     def scores(self) -> dict[str, float]:
-        """In percent: top1_LAYER, ece_LAYER (`Bins.error`), and the `agreement` of both layers, if there are two."""
+        """In percent, of what the network has: top1_LAYER, ece_LAYER (`Bins.error`), the `agreement` of both layers.
+
+        And of the attention attention_spread, its mean entropy (100: uniform, 0: a point), and attention_peak, its mean
+        share on its largest cell (ours).
+        """
         found = {f"top1_{name}": bins.accuracy for name, bins in self.layers.items()}
         for name, bins in self.layers.items():
             found[f"ece_{name}"] = bins.error
+            images = bins.total  # the same of each
         if "mean" in self.layers:
-            images = self.layers["mean"].total
             found["agreement"] = 100 * self.agreeing / images
+        if self.peak:
+            found["attention_spread"] = 100 * self.spread / images
+            found["attention_peak"] = 100 * self.peak / images
         return found
 
     def reliability(self) -> dict[str, dict]:
@@ -78,10 +88,12 @@ def tally(model: nn.Module, data: Batches | Stream, group: Processes | None = No
     batch_size = evaluation_batch(data.size)
     bins = torch.zeros(len(LAYERS), BINS, 3, dtype=torch.int64, device=data.device)
     agreeing = bins.new_zeros(())
+    attention = bins.new_zeros(2)
 
     model.eval()
     for images, labels in data.all(batch_size, part=part):
-        answers = _answers(model(images))
+        outputs = model(images)
+        answers = _answers(outputs)
         for name, scores in answers.items():
             row = LAYERS.index(name)
             bins[row] += _binned(scores, labels)
@@ -89,11 +101,14 @@ def tally(model: nn.Module, data: Batches | Stream, group: Processes | None = No
             gap = answers["gap"].argmax(dim=1)
             saol = answers["saol"].argmax(dim=1)
             agreeing += (gap == saol).sum()
+        if outputs.attention is not None:
+            attention += _spread_and_peak(outputs.attention)
 
     left_out = len(data) - len(data.kept)
     if group:
         bins = group.sum(bins)
         agreeing = group.sum(agreeing)
+        attention = group.sum(attention)
         left_out = int(group.sum(bins.new_tensor(left_out)))
 
     there = {}
@@ -105,7 +120,8 @@ def tally(model: nn.Module, data: Batches | Stream, group: Processes | None = No
     expected = len(data) - left_out
     if counts != {expected}:
         raise Interrupted(143)
-    return Tally(there, int(agreeing))
+    spread, peak = (units / UNIT for units in attention.tolist())
+    return Tally(there, int(agreeing), spread, peak)
 
 
 def evaluation_batch(size: tuple[int, int]) -> int:
@@ -162,6 +178,16 @@ def _binned(scores: Tensor, labels: Tensor) -> Tensor:
 
     binned = told.new_zeros(BINS, 3)
     return binned.index_add_(0, place, told)
+
+
+def _spread_and_peak(attention: Tensor) -> Tensor:
+    """Entropies (as shares of a uniform map's) and largest cells of maps (B, 1, Ho, Wo): (2,), added in UNITs."""
+    maps = at_least_float32(attention)
+    cells = maps[0].numel()
+    uniform = math.log(cells) if cells > 1 else 1.0
+    shares = torch.stack([attention_entropy(maps) / uniform, largest_cell(maps)])
+    units = (shares * UNIT).round().long()
+    return units.sum(dim=1)
 
 
 def _as_bins(table: list[list[int]]) -> Bins:

@@ -4,7 +4,8 @@ import pytest
 from made_runs import gap, make
 
 from saol_lib.evidence import ablations
-from saol_lib.evidence.ablations import STEPS, Ablations, planned, progress
+from saol_lib.evidence.ablations import STEPS, Ablations
+from saol_lib.evidence.plans import planned, progress
 from saol_lib.evidence.tables import NOT_RUN
 from saol_lib.training.config import ARMS, RunConfig, grid
 from saol_lib.training.runs import Run, save_run

@@ -44,6 +44,15 @@ def test_calibration_of_every_layer_and_older_files():
     assert beyond.calibration([old]) == beyond.both_layers([old]) == beyond.calibration([]) == NOT_RUN
 
 
+def test_attention_by_arm_and_files_without_it():
+    told = [{"attention_spread_last": spread, "attention_peak_last": 30.0} for spread in (40.0, 44.0)]
+    runs = [run("saol", 0, told[0]), run("saol", 1, told[1]), run("saol_sd", 0, {"top1_saol_last": 60.0})]
+    (row,) = beyond.attention_by_arm(runs).reset_index().to_dict("records")
+    assert row["trained as"] == "SAOL" and row["seeds"] == 2
+    assert row["entropy of A, % of uniform"] == "42.0 ± 2.8" and row["on its largest cell, %"] == "30.0 ± 0.0"
+    assert beyond.attention_by_arm(RUNS) == beyond.attention_by_arm([]) == NOT_RUN
+
+
 def test_variants_stay_apart():
     narrow = run("saol_sd", 0, scores(1.0, 2.0, 3.0), kernel_size=1)
     names = beyond.both_layers([*RUNS, narrow]).reset_index()["trained as"].tolist()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from saol_lib.evidence import ablations, choosing
+from saol_lib.evidence import choosing, plans
 from saol_lib.evidence.choosing import (
     READ,
     Scores,
@@ -113,4 +113,4 @@ def test_a_profile_without_such_files_says_where_it_is_chosen():
     assert regimes("cpu") == regimes("quick") == rates("quick") == "*This is chosen in the profile `pilot`.*"
     assert precisions("cpu") == "*This is chosen in the profile `pilot`.*"
     assert regime_chosen("quick") == precision_chosen("quick") == ""
-    assert ablations.planned("quick") == ([], "")
+    assert plans.planned("quick") == ([], "")

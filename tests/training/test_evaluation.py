@@ -19,14 +19,15 @@ CLASSES = 3
 class Table(nn.Module):
     """A network whose images are the numbers of rows in tables of logits."""
 
-    def __init__(self, gap=None, saol=None):
+    def __init__(self, gap=None, saol=None, attention=None):
         super().__init__()
-        self.gap, self.saol = gap, saol
+        self.gap, self.saol, self.attention = gap, saol, attention
 
     def forward(self, rows):
         gap = None if self.gap is None else self.gap[rows]
         saol = None if self.saol is None else self.saol[rows].log_softmax(dim=1)
-        return Outputs(gap, saol)
+        attention = None if self.attention is None else self.attention[rows]
+        return Outputs(gap, saol, attention)
 
 
 class Rows:
@@ -53,6 +54,14 @@ def made(images=60, seed=0, spread=2.0):
     gap, saol = spread * torch.randn(2, images, CLASSES, generator=generator, dtype=torch.float64)
     labels = torch.where(torch.rand(images, generator=generator) < 0.6, gap.argmax(dim=1), saol.argmax(dim=1))
     return gap, saol, labels
+
+
+def made_maps(images=60, seed=0):
+    """Attention maps in float64, of all kinds between a point and a uniform one."""
+    generator = torch.Generator().manual_seed(seed)
+    sharpness = 8 * torch.rand(images, 1, generator=generator, dtype=torch.float64)
+    scores = sharpness * torch.randn(images, 12, generator=generator, dtype=torch.float64)
+    return scores.softmax(dim=1).view(images, 1, 3, 4)
 
 
 def softmax(row):
@@ -102,13 +111,42 @@ def test_one_layer_alone():
     assert set(evaluate(Table(saol=saol), Rows(labels, 7))) == {"top1_saol", "ece_saol"}
 
 
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_how_far_attention_is_spread_is_what_its_maps_say(scale):
+    gap, saol, labels = made()
+    maps = made_maps()
+    spreads = []
+    for row in maps.flatten(1).tolist():
+        spreads.append(-sum(share * math.log(share) for share in row) / math.log(12))
+    peaks = [max(row) for row in maps.flatten(1).tolist()]
+
+    found = evaluate(Table(gap, saol, scale * maps), Rows(labels, 7))  # ABN's maps do not sum to 1
+    assert found["attention_spread"] == pytest.approx(100 * sum(spreads) / 60, abs=100 / evaluation.UNIT)
+    assert found["attention_peak"] == pytest.approx(100 * sum(peaks) / 60, abs=100 / evaluation.UNIT)
+
+
+def test_a_point_a_uniform_map_and_a_map_of_one_cell():
+    gap, _, labels = made(images=4)
+    point = torch.zeros(4, 1, 5, 5)
+    point[:, :, 2, 3] = 1.0
+    for maps, spread, peak in (
+        (point, 0, 100),
+        (torch.full((4, 1, 5, 5), 0.04), 100, 4),
+        (torch.ones(4, 1, 1, 1), 0, 100),
+    ):
+        found = evaluate(Table(gap, None, maps), Rows(labels, 3))
+        assert (found["attention_spread"], found["attention_peak"]) == pytest.approx((spread, peak), abs=1e-4)
+
+
 def test_batches_processes_and_order_do_not_change_a_bit():
     gap, saol, labels = made(seed=3)
     gap, saol = gap.float(), saol.float()
-    whole = tally(Table(gap, saol), Rows(labels, 60))
+    network = Table(gap, saol, made_maps(seed=3))
+    whole = tally(network, Rows(labels, 60))
+    assert 0 < whole.spread < 60 and 5 < whole.peak < 60
     order = list(range(60))
     random.Random(0).shuffle(order)
-    assert tally(Table(gap, saol), Rows(labels, 1, order)) == whole
+    assert tally(network, Rows(labels, 1, order)) == whole
 
     class Beside:
         """Two processes, one after the other: the second one's sums are added by hand."""
@@ -125,8 +163,8 @@ def test_batches_processes_and_order_do_not_change_a_bit():
     data = Rows(labels, 7)
     second = Beside(1)
     with pytest.raises(Interrupted):  # alone it has seen too few
-        tally(Table(gap, saol), data, second)
-    assert tally(Table(gap, saol), data, Beside(0, second.told)) == whole
+        tally(network, data, second)
+    assert tally(network, data, Beside(0, second.told)) == whole
 
 
 def test_certainty_is_in_the_last_bin_and_damaged_images_do_not_count():
@@ -143,7 +181,7 @@ def test_certainty_is_in_the_last_bin_and_damaged_images_do_not_count():
 
 def test_a_run_keeps_the_bins_of_its_last_epoch():
     gap, saol, labels = made()
-    counts = tally(Table(gap, saol), Rows(labels, 9))
+    counts = tally(Table(gap, saol, made_maps()), Rows(labels, 9))
     kept = json.loads(json.dumps(counts.reliability()))
     again = {name: Bins(**table) for name, table in kept.items()}
     assert again == counts.layers

@@ -1,0 +1,93 @@
+"""What a study planned, and how much of it is finished."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from saol_lib.evidence.tables import FAMILIES, LAYERS, REGIMES
+from saol_lib.training.config import ARMS, RunConfig
+from saol_lib.training.files import ROOT
+from saol_lib.training.profiles import read_runs
+from saol_lib.training.runs import Run, load_finished, resolve, run_id, setting
+
+
+def planned(profile: str | None, name: str = "study") -> tuple[list[RunConfig], str]:
+    """The runs that notebooks/profiles/<profile>/<name>.yaml names, and their folder; none where there is no file."""
+    profiles = ROOT / "notebooks" / "profiles"
+    path = profiles / str(profile) / f"{name}.yaml"
+    if not path.exists():
+        return [], ""
+    return read_runs(path)
+
+
+def finished(profile: str, name: str = "study") -> list[Run]:
+    """Those of the `planned` runs that are finished; their data are not looked at."""
+    configs, results = planned(profile, name)
+    runs = [_finished_run(config, resolve(results)) for config in configs]
+    return [run for run in runs if run is not None]
+
+
+def _finished_run(config: RunConfig, results: Path) -> Run | None:
+    name = run_id(config.identity())
+    return load_finished(results, name)
+
+
+def progress(configs: Sequence[RunConfig], results: str | Path) -> pd.DataFrame | str:
+    """Mean top-1 (percent) of what is finished of planned runs: a row a setting, a column an arm and output layer.
+
+    A setting is named by the fields in which it differs from another. `CutMix gains`: GAP-FC with CutMix minus GAP-FC,
+    points, over the seeds that both have. Cells of runs that are not finished say so.
+    """
+    if not configs and results:
+        return "*What is planned waits for values that are still to be chosen; nothing of it has run.*"
+    if not configs:
+        return "*No further runs belong to this profile.*"
+    rows = [_progress_row(config, resolve(results)) for config in configs]
+    settings = [setting(config.identity()) for config in configs]
+    told = pd.DataFrame(settings).drop(columns=["arm", "seed"])
+    told = told.astype(str)
+
+    varying = [name for name in told if told[name].nunique() > 1]
+    varying = varying or ["dataset"]
+    table = pd.concat([told[varying], pd.DataFrame(rows)], axis=1)
+
+    lines = {}
+    for key, part in table.groupby(varying, sort=False):
+        lines[key] = _progress_line(part)
+    index = pd.MultiIndex.from_tuples(lines, names=varying)
+    return pd.DataFrame(list(lines.values()), index=index).fillna("–")
+
+
+def _progress_row(config: RunConfig, results: Path) -> dict:
+    run = _finished_run(config, results)
+    metrics = run.metrics if run else {}
+    row = {"arm": config.arm, "seed": config.seed, "finished": run is not None}
+    for layer in LAYERS:
+        row[layer] = metrics.get(f"top1_{layer}_last")
+    return row
+
+
+def _progress_line(part: pd.DataFrame) -> dict:
+    finished = int(part.finished.sum())
+    line = {"runs": f"{finished} of {len(part)}"}
+    for arm, own in part.groupby("arm", sort=False):
+        name = FAMILIES[arm.replace("_cutmix", "")]
+        if "cutmix" in arm:
+            name = f"{name} {REGIMES[1]}"
+        for layer, label in LAYERS.items():
+            if layer in ARMS[arm].heads:
+                line[f"{name}, {label}"] = _mean(own[layer], ".1f")
+
+    by_arm = part.set_index(["arm", "seed"]).gap
+    if {"gap_fc", "gap_fc_cutmix"} <= set(part.arm):
+        gains = by_arm["gap_fc_cutmix"] - by_arm["gap_fc"]
+        line["CutMix gains"] = _mean(gains, "+.1f")
+    return line
+
+
+def _mean(values: pd.Series, spec: str) -> str:
+    there = values.dropna().astype(float)
+    if there.empty:
+        return "not run yet"
+    return f"{there.mean():{spec}}"
