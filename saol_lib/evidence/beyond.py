@@ -20,14 +20,14 @@ def calibration(runs: Sequence[Run]) -> pd.DataFrame | str:
     """A row an arm, variant and layer, percent: expected calibration error (spread between seeds), agreement."""
     rows = []
     for key, part in _by_arm(runs):
+        both = _metric(part, "agreement_last")
+        agreement = f"{pd.Series(both).mean():.1f}" if both else "–"
         for layer, label in LAYERS.items():
             errors = _metric(part, f"ece_{layer}_last")
             if errors:
-                both = _metric(part, "agreement_last")
-                agreement = f"{pd.Series(both).mean():.1f}" if both else "–"
                 rows.append((*key, label, _told(errors), agreement, len(errors)))
     columns = [*NAMES, "calibration error", "layers agree", "seeds"]
-    return pd.DataFrame(rows, columns=columns).set_index(NAMES) if rows else NOT_RUN
+    return _table(rows, columns, NAMES)
 
 
 def both_layers(runs: Sequence[Run]) -> pd.DataFrame | str:
@@ -37,12 +37,14 @@ def both_layers(runs: Sequence[Run]) -> pd.DataFrame | str:
         means = _metric(part, "top1_mean_last")
         if not means:
             continue
-        gap, saol = (_metric(part, f"top1_{layer}_last") for layer in ("gap", "saol"))
-        lead = [mean - max(pair) for mean, *pair in zip(means, gap, saol, strict=True)]
+        gap = _metric(part, "top1_gap_last")
+        saol = _metric(part, "top1_saol_last")
+        better = map(max, gap, saol)
+        lead = pd.Series(means) - pd.Series(better)
         each = ", ".join(f"{value:+.1f}" for value in lead)
-        rows.append((*key, *map(_told, (gap, saol, means)), f"{pd.Series(lead).mean():+.2f}", each))
+        rows.append((*key, _told(gap), _told(saol), _told(means), f"{lead.mean():+.2f}", each))
     columns = [*NAMES[:2], "GAP-FC", "SAOL", "both averaged", "above the better one", "each seed"]
-    return pd.DataFrame(rows, columns=columns).set_index(NAMES[:2]) if rows else NOT_RUN
+    return _table(rows, columns, NAMES[:2])
 
 
 def attention_by_arm(runs: Sequence[Run]) -> pd.DataFrame | str:
@@ -53,15 +55,13 @@ def attention_by_arm(runs: Sequence[Run]) -> pd.DataFrame | str:
         peaks = _metric(part, "attention_peak_last")
         if spreads:
             rows.append((*key, _told(spreads), _told(peaks), len(spreads)))
-    if not rows:
-        return NOT_RUN
     columns = [*NAMES[:2], "entropy of A, % of uniform", "on its largest cell, %", "seeds"]
-    return pd.DataFrame(rows, columns=columns).set_index(NAMES[:2])
+    return _table(rows, columns, NAMES[:2])
 
 
 def cam_of_taught(measures: Sequence[Run]) -> pd.DataFrame | str:
     """MaxBoxAccV2 (percent) of GAP-FC's own CAM: taught by SAOL, minus trained alone with CutMix, by seed."""
-    cams = [run for run in measures if all(run.config.get(name) == value for name, value in CAM.items())]
+    cams = [run for run in measures if _is_cam(run)]
     alone = {run.config["seed"]: run for run in cams if run.config["arm"] == "gap_fc_cutmix"}
     with_sd = [run for run in cams if run.config["arm"] in ("saol_cutmix_sd", "saol_cutmix_ss_sd")]
     rows = []
@@ -74,7 +74,18 @@ def cam_of_taught(measures: Sequence[Run]) -> pd.DataFrame | str:
         interval = f"{found.low:+.1f} to {found.high:+.1f}" if found.n > 1 else "–"
         rows.append((*key, f"{found.mean:+.2f}", interval, found.n))
     columns = [*NAMES[:2], "taught − alone (points)", "95 % interval", "pairs"]
-    return pd.DataFrame(rows, columns=columns).set_index(NAMES[:2]) if rows else NOT_RUN
+    return _table(rows, columns, NAMES[:2])
+
+
+def _is_cam(measure: Run) -> bool:
+    """Whether a measure is one of GAP-FC's CAM on a network as it was first trained."""
+    return all(measure.config.get(name) == value for name, value in CAM.items())
+
+
+def _table(rows: Sequence[tuple], columns: Sequence[str], index: Sequence[str]) -> pd.DataFrame | str:
+    if not rows:
+        return NOT_RUN
+    return pd.DataFrame(rows, columns=columns).set_index(index)
 
 
 def reliability_table(runs: Sequence[Run]) -> pd.DataFrame:
@@ -89,8 +100,10 @@ def reliability_table(runs: Sequence[Run]) -> pd.DataFrame:
                 continue
             total = sum(tables)
             total = total[total.images >= FEWEST]
-            shares = 100 * total[["confidence", "right"]].div(total.images, axis=0)
-            rows += [(*in_words(arm), label, *pair) for pair in shares.itertuples(index=False)]
+            confidence = 100 * total.confidence / total.images
+            accuracy = 100 * total.right / total.images
+            for sure, right in zip(confidence, accuracy, strict=True):
+                rows.append((*in_words(arm), label, sure, right))
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -128,7 +128,11 @@ def test_every_arm_with_every_schedule(tmp_path, arm, schedule):
     told = [*layers(arm), "mean"] if len(layers(arm)) == 2 else layers(arm)
     expected = {f"top1_{layer}_{which}" for layer in told for which in ("last", "best")}
     expected |= {f"ece_{layer}_last" for layer in told}
-    assert set(run.metrics) == expected | ({"agreement_last"} if "mean" in told else set())
+    if "mean" in told:
+        expected.add("agreement_last")
+    if {"saol", "abn"} & set(ARMS[arm].heads):
+        expected |= {"attention_spread_last", "attention_peak_last"}
+    assert set(run.metrics) == expected
     losses = {name.removeprefix("loss_"): value for name, value in run.epochs[0].items() if name.startswith("loss_")}
     assert set(losses) == {*ARMS[arm].terms, "total"} and all(0 < value < 10 for value in losses.values())
     expected = sum(value for name, value in losses.items() if name != "total")  # all weights are 1
