@@ -39,10 +39,9 @@ def both_layers(runs: Sequence[Run]) -> pd.DataFrame | str:
             continue
         gap = _metric(part, "top1_gap_last")
         saol = _metric(part, "top1_saol_last")
-        better = map(max, gap, saol)
-        lead = pd.Series(means) - pd.Series(better)
+        lead = [mean - max(pair) for mean, *pair in zip(means, gap, saol, strict=True)]
         each = ", ".join(f"{value:+.1f}" for value in lead)
-        rows.append((*key, _told(gap), _told(saol), _told(means), f"{lead.mean():+.2f}", each))
+        rows.append((*key, _told(gap), _told(saol), _told(means), f"{pd.Series(lead).mean():+.2f}", each))
     columns = [*NAMES[:2], "GAP-FC", "SAOL", "both averaged", "above the better one", "each seed"]
     return _table(rows, columns, NAMES[:2])
 

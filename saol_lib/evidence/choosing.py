@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from saol_lib.evidence.plans import planned
+from saol_lib.evidence.plans import as_recorded, planned
 from saol_lib.evidence.tables import LAYERS, in_words
 from saol_lib.training.config import RunConfig
 from saol_lib.training.files import ROOT
 from saol_lib.training.profiles import open_values
-from saol_lib.training.runs import load_finished, resolve, run_id
+from saol_lib.training.runs import resolve
 
 ENOUGH = 1.0  # points that CutMix has to give GAP-FC, mean of all seeds
 SMALLEST = 1.0  # points: the smallest effect of the claims, which a precision must not reach
@@ -188,7 +188,7 @@ def _chance(cells: Sequence[Scores]) -> float:
 def _scores(configs: Sequence[RunConfig], results: str) -> Scores:
     found = {}
     for config in configs:
-        run = load_finished(resolve(results), run_id(config.identity()))
+        run = as_recorded(config, resolve(results))
         if run is not None:
             found[config.seed] = run.metrics[f"top1_{READ[config.arm]}_last"]
     return Scores(len(configs), found)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saol_lib.evidence.forecast import SUSTAINED, Cost, Network, forecast, structure
+from saol_lib.evidence.plans import as_recorded
 from saol_lib.layers import SaolOptions
 from saol_lib.training import ARMS, RunConfig, files, read_runs, read_yaml, write_json, write_whole
 from saol_lib.training.profiles import experiments
-from saol_lib.training.runs import RESULTS, load_finished, run_id
+from saol_lib.training.runs import RESULTS, run_id
 
 PROFILE = "paper"
 COUNTED = re.compile(r"^# Counted by make dryrun: .*$", re.MULTILINE)
@@ -282,7 +283,7 @@ def status(one: Experiment, costs: Mapping, missing: set[str], folder: Path) -> 
 
     missing: what `untried` gives. folder: that of the runs.
     """
-    finished = [config for config in one.configs if load_finished(folder, run_id(config.identity()))]
+    finished = [config for config in one.configs if as_recorded(config, folder)]
     if len(finished) == len(one.configs):
         return DONE
     if finished:

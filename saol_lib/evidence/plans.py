@@ -24,11 +24,12 @@ def planned(profile: str | None, name: str = "study") -> tuple[list[RunConfig], 
 def finished(profile: str, name: str = "study") -> list[Run]:
     """Those of the `planned` runs that are finished; their data are not looked at."""
     configs, results = planned(profile, name)
-    runs = [_finished_run(config, resolve(results)) for config in configs]
+    runs = [as_recorded(config, resolve(results)) for config in configs]
     return [run for run in runs if run is not None]
 
 
-def _finished_run(config: RunConfig, results: Path) -> Run | None:
+def as_recorded(config: RunConfig, results: Path) -> Run | None:
+    """The finished run of a config as its file in `results` has it, or None; its data are not looked at."""
     name = run_id(config.identity())
     return load_finished(results, name)
 
@@ -60,7 +61,7 @@ def progress(configs: Sequence[RunConfig], results: str | Path) -> pd.DataFrame 
 
 
 def _progress_row(config: RunConfig, results: Path) -> dict:
-    run = _finished_run(config, results)
+    run = as_recorded(config, results)
     metrics = run.metrics if run else {}
     row = {"arm": config.arm, "seed": config.seed, "finished": run is not None}
     for layer in LAYERS:

@@ -47,6 +47,7 @@ def test_the_spread_of_a_network_is_that_of_its_maps(heads):
     measured = localize(model, [(images, labels)], boxes, method, thresholds=[0.5]).metrics
     assert measured["entropy"] == pytest.approx(float(attention_entropy(attention).mean()), abs=1e-12)
     assert measured["largest_cell"] == pytest.approx(100 * float(largest_cell(attention).mean()), abs=1e-12)
+    assert 0 < measured["entropy"] <= math.log(attention[0].numel())
 
 
 def pair_table(rows):

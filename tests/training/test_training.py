@@ -147,12 +147,15 @@ def test_accuracy_is_exact(tmp_path):
     _, evaluation = training.batches(config("saol_sd"), odd, torch.device("cpu"))
     model.eval()
     right = [0, 0]
+    peaks = 0.0
     for i in range(37):
         with torch.no_grad():
             outputs = model(evaluation.normalise(odd.test.images[i : i + 1]))
         for head, scores in enumerate((outputs.gap_logits, outputs.saol_log_probs)):
             right[head] += int(scores.argmax()) == int(odd.test.labels[i])
+        peaks += float(outputs.attention.max())
     found = evaluate(model, evaluation)
+    assert found["attention_peak"] == pytest.approx(100 * peaks / 37, abs=1e-3)
     assert (found["top1_gap"], found["top1_saol"]) == (100 * right[0] / 37, 100 * right[1] / 37)
 
 
