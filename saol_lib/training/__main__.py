@@ -13,7 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from saol_lib.data import load
-from saol_lib.training import Busy, RunConfig, finished_run, read_changes, resolve, run_study, study_configs, train
+from saol_lib.training import (
+    Busy,
+    Interrupted,
+    RunConfig,
+    finished_run,
+    read_changes,
+    resolve,
+    run_study,
+    study_configs,
+    train,
+)
+from saol_lib.training.distributed import leave
 
 
 def train_file(arguments: list[str]) -> None:
@@ -25,8 +36,12 @@ def train_file(arguments: list[str]) -> None:
     try:
         values = json.loads(options.config.read_text())
         train(RunConfig.of(**values), *options.results)
+    except Interrupted as stop:
+        leave(stop.code)
     except (ValueError, OSError, ArithmeticError, Busy) as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        leave(1)
+    leave(0)
 
 
 def train_study(arguments: list[str]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -209,12 +209,27 @@ def _work(function: Callable, arguments: tuple, environment: dict[str, str], thr
     try:
         function(*arguments)
     except (Interrupted, KeyboardInterrupt):
-        sys.exit(143)
+        leave(143)
     except Exception as error:
         report.send((time.time(), _portable(error)))
-        os._exit(1)  # not to wait for the others, who wait for this one
-    if dist.is_initialized():
+        leave(1)
+    leave(0)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code.
+
+    One of several ends without Python's own teardown: in that, a thread of gloo's that lets go of its last tensor
+    aborts the process (PyTorch issue 190489), and `destroy_process_group` stops those threads only where nothing else,
+    such as a wrapped model, holds the group.
+    """
+    if process_count() == 1:
+        sys.exit(code)
+    if code == 0 and dist.is_initialized():  # after a failure it could wait for the others, who wait for this one
         dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _portable(error: Exception) -> Exception:

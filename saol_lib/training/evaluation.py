@@ -50,6 +50,11 @@ class Tally(NamedTuple):
     spread: float = 0.0  # of the attention, added up over the images: its entropy as a share of a uniform map's
     peak: float = 0.0  # the share on its largest cell, added up; 0 without attention
 
+    @property
+    def images(self) -> int:
+        """How many were counted, the same for every layer."""
+        return next(bins.total for bins in self.layers.values())
+
     def scores(self) -> dict[str, float]:
         """In percent, of what the network has: top1_LAYER, ece_LAYER (`Bins.error`), the `agreement` of both layers.
 
@@ -59,12 +64,11 @@ class Tally(NamedTuple):
         found = {f"top1_{name}": bins.accuracy for name, bins in self.layers.items()}
         for name, bins in self.layers.items():
             found[f"ece_{name}"] = bins.error
-            images = bins.total  # the same of each
         if "mean" in self.layers:
-            found["agreement"] = 100 * self.agreeing / images
+            found["agreement"] = 100 * self.agreeing / self.images
         if self.peak:
-            found["attention_spread"] = 100 * self.spread / images
-            found["attention_peak"] = 100 * self.peak / images
+            found["attention_spread"] = 100 * self.spread / self.images
+            found["attention_peak"] = 100 * self.peak / self.images
         return found
 
     def reliability(self) -> dict[str, dict]:

@@ -1,5 +1,6 @@
 """Several processes: shares of a batch against the whole, the numbers of one process, faults that end in a sentence."""
 
+import atexit
 import json
 import math
 import os
@@ -427,6 +428,12 @@ def test_dropout_in_several_processes_has_an_id_of_its_own():
 
 
 LONG = TINY | {"arm": ALL, "train_images": None, "eval_every": 0}  # 75 steps an epoch
+NO_TEARDOWN = """
+import atexit, os
+
+if "LOCAL_RANK" in os.environ:  # one of torchrun's processes, which may not get as far as Python's teardown
+    atexit.register(os._exit, 6)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -434,8 +441,10 @@ def torchrun(tmp_path_factory):
     folder = tmp_path_factory.mktemp("torchrun")
     config = RunConfig(**LONG)
     (folder / "config.json").write_text(json.dumps(config.identity()))
+    (folder / "sitecustomize.py").write_text(NO_TEARDOWN)
+    environment = ENVIRONMENT | {"PYTHONPATH": f"{ENVIRONMENT['PYTHONPATH']}{os.pathsep}{folder}"}
     command = [*TORCHRUN, str(folder / "config.json"), str(folder / "results")]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return config, folder / "results", done
 
@@ -533,6 +542,17 @@ def test_one_process_fails_and_the_other_is_not_left_waiting(function, arguments
     with pytest.raises(error, match=message):
         launch(function, arguments, 2)
     assert time.monotonic() - began < 120
+
+
+def fail_in_the_teardown():
+    atexit.register(os._exit, 6)
+
+
+def test_processes_end_without_a_teardown_in_which_gloo_may_abort():
+    launch(fail_in_the_teardown, (), 2)
+    with pytest.raises(SystemExit) as ended:  # a process that trains alone ends as any other
+        distributed.leave(3)
+    assert ended.value.code == 3
 
 
 UNGUARDED = """
