@@ -1,5 +1,6 @@
 """The evidence: one JSON file a run, named after what can change its numbers, with its provenance."""
 
+import ast
 import hashlib
 import json
 import math
@@ -19,6 +20,7 @@ from saol_lib.training.files import LIBRARY, RESULTS, ROOT, make_folder, resolve
 
 METHOD = ("options.py", "layers.py", "cutmix.py", "losses.py", "attach.py", "finding.py", "streams.py")
 COMPUTING = (*METHOD, "networks", "data", "training")
+SCHEDULING = ("__main__.py", "files.py", "profiles.py", "study.py", "workers.py")  # of training: no number is from them
 PACKAGES = ("torch", "torchvision", "pytorchcv", "numpy", "scikit-learn", "pillow")
 LATER = {  # config fields that came after the first published runs: at these values they are not part of an id
     **dict.fromkeys(("image_size", "classes", "start"), None),
@@ -191,14 +193,30 @@ def provenance() -> dict:
 
 @cache
 def source_hash() -> str:
-    """A hash of the files that compute numbers; explorer, evidence and figures are not among them."""
+    """A hash of the code that computes numbers: not of what plans and starts runs, explorer, evidence or figures."""
     digest = hashlib.sha256()
+    for path in _computing():
+        digest.update(_code(path.read_text(encoding="utf-8")).encode())
+    return digest.hexdigest()[:16]
+
+
+def _computing() -> list[Path]:
+    """The files of COMPUTING, in order."""
+    found = []
     for name in COMPUTING:
         place = LIBRARY / name
-        sources = [place] if place.is_file() else sorted(place.rglob("*.py"))
-        for path in sources:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+        found += [place] if place.is_file() else sorted(place.rglob("*.py"))
+    scheduling = [LIBRARY / "training" / name for name in SCHEDULING]
+    return [path for path in found if path not in scheduling]
+
+
+def _code(source: str) -> str:
+    """Python source as the interpreter reads it: without comments, docstrings and layout, which change no number."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body[0] = ast.Pass()
+    return ast.unparse(tree)
 
 
 def processor(device: torch.device) -> str:

@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -217,9 +218,35 @@ def test_relative_results_lie_in_the_repository(tmp_path, monkeypatch):
 def test_provenance():
     found = runs.provenance()
     assert re.fullmatch("[0-9a-f]{16}", found["sources"]) and torch.__version__.startswith(found["versions"]["torch"])
-    missing = [name for name in runs.COMPUTING if not (files.LIBRARY / name).exists()]
+    named = [*runs.COMPUTING, *(f"training/{name}" for name in runs.SCHEDULING)]
+    missing = [name for name in named if not (files.LIBRARY / name).exists()]
     assert not missing
     assert runs.processor(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "counts"),
+    [
+        ("losses.py", "\nfrom ", "\n# said anew\nfrom ", False),
+        ("losses.py", '"""', '"""Said anew. ', False),
+        ("losses.py", "(\n", "(  # said anew\n\n", False),
+        ("networks/abn.py", "return ", "return 2 * ", True),
+        ("training/batch_norm.py", "\nfrom ", "\nimport math\nfrom ", True),
+        ("training/study.py", "\nfrom ", "\nimport math\nfrom ", False),
+        ("evidence/statistics.py", "\nfrom ", "\nimport math\nfrom ", False),
+    ],
+)
+def test_the_hash_of_the_sources_counts_what_computes_numbers(tmp_path, monkeypatch, name, before, after, counts):
+    shutil.copytree(files.LIBRARY, tmp_path / "saol_lib", ignore=shutil.ignore_patterns("__pycache__", "explorer"))
+    monkeypatch.setattr(runs, "LIBRARY", tmp_path / "saol_lib")
+    hash_now = runs.source_hash.__wrapped__  # past its cache
+    whole = hash_now()
+    assert whole == runs.source_hash()
+    path = tmp_path / "saol_lib" / name
+    source = path.read_text()
+    assert before in source
+    path.write_text(source.replace(before, after, 1))
+    assert (hash_now() != whole) == counts
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
