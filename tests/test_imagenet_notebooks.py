@@ -54,5 +54,6 @@ def test_imagenet_goes_through_fine_tuning_and_localisation_to_the_end(tree, tmp
     measures = [json.loads(path.read_text()) for path in (tmp_path / "results/measures").glob("*.json")]
     methods = {measure["config"]["method"] for measure in measures}
     assert methods >= {"saol", "saol_log", "cam", "abn", "whole image", "best centred box"}
-    assert {path.stem for path in (tmp_path / "results/figures").glob("*.png")} >= {"02_effects", "02_attention"}
+    drawn = {path.stem for path in (tmp_path / "results/figures").glob("*.png")}
+    assert drawn >= {"02_effects", "02_attention", "02_explorer"}
     assert {path.stem for path in (tmp_path / "results/figures").glob("*.svg")} >= {"03_curves", "03_gallery"}

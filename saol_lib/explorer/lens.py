@@ -1,7 +1,7 @@
 """What the explorer shows of a state: a `Lens` turns what the reader chose into pictures and numbers, purely."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from saol_lib.cutmix import paste
 from saol_lib.data import mean_and_std
+from saol_lib.data.batches import Scaling
 from saol_lib.explorer.pictures import Pictures, png, read_picture
 from saol_lib.explorer.state import COLOURS, State, check_choices
 from saol_lib.layers import Outputs
@@ -40,12 +41,17 @@ def palette(name: str) -> Tensor:
 
 PALETTES = {name: palette(name) for name in COLOURS}
 
+# How pictures become what a network sees: mean and deviation (3,) of pixels in 0..1 that it was trained with, or a
+# function of pictures (N, 3, H, W) uint8 that may enlarge them, too.
+Preprocessing = tuple[Tensor, Tensor] | Callable[[Tensor], Tensor]
+
 
 class Lens:
     """A network and the pictures for which states are shown. What did not change is not computed again.
 
     model: a network with a `look` (SAOLNet, ABN): SAOL, GAP-FC, or both. classes: their names, in the network's order.
-    scaling: mean and deviation (3,) of pixels in 0..1 that the network was trained with; None: those of the pictures.
+    scaling: mean and deviation (3,) of pixels in 0..1 that the network was trained with, or a function that makes of
+    pictures (N, 3, H, W) uint8 what it sees; None: mean and deviation of the pictures.
     Raises ValueError where the network's classes are not as many as the names, or a picture's class is not among them.
     """
 
@@ -54,16 +60,17 @@ class Lens:
         model: nn.Module,
         pictures: Pictures,
         classes: tuple[str, ...] | None = None,
-        scaling: tuple[Tensor, Tensor] | None = None,
+        scaling: Preprocessing | None = None,
     ) -> None:
         self.model = model.eval()
         self.pictures = pictures
         self.size = tuple(pictures.images.shape[2:])
         self.device = next(model.parameters()).device
 
-        mean, std = scaling or mean_and_std(pictures.images)
-        self.mean = mean.view(3, 1, 1).float()
-        self.std = std.view(3, 1, 1).float()
+        if not callable(scaling):
+            mean, std = scaling or mean_and_std(pictures.images)
+            scaling = Scaling(mean, std, self.size, torch.device("cpu"), torch.float32)
+        self.scaled = scaling
 
         self.picture = lru_cache(16)(self._picture)
         self.mixed = lru_cache(4)(self._mixed)
@@ -172,8 +179,7 @@ class Lens:
 
     @torch.inference_mode()
     def _see(self, image: Tensor) -> tuple[Outputs, Tensor]:
-        scaled = (image / 255 - self.mean) / self.std
-        batch = scaled[None].to(self.device)
+        batch = self.scaled(image[None]).to(self.device)
         outputs, feature = self.model.look(batch, mask=True)
 
         found = {}

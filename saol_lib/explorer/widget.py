@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from saol_lib.attach import attach_saol
-from saol_lib.explorer.lens import PALETTES, Lens
+from saol_lib.explorer.lens import PALETTES, Lens, Preprocessing
 from saol_lib.explorer.pictures import MAX_BYTES, gather, png, read_picture
 from saol_lib.explorer.shipped import Scene, shipped_lenses, shipped_scenes
 from saol_lib.explorer.state import State
@@ -56,8 +56,9 @@ class AttentionExplorer(anywidget.AnyWidget):
     model: a network with SAOL, GAP-FC or both; a plain classifier is shown with its own GAP-FC layer.
     images: a tensor (N, 3, H, W) or array (N, H, W, 3), uint8 or floats in 0..1; a list of PIL images; or a torchvision
     data set (its first 1000 pictures, with its labels and classes). labels (N,): -1 where the class is unknown.
-    classes: the K names. scaling: mean and deviation (3,) of pixels in 0..1 that the network was trained with; None:
-    those of the pictures. Raises ValueError with one sentence for what does not fit.
+    classes: the K names. scaling: mean and deviation (3,) of pixels in 0..1 that the network was trained with, or a
+    function that makes of pictures (N, 3, H, W) uint8 what it sees; None: those of the pictures. Raises ValueError with
+    one sentence for what does not fit.
     """
 
     _esm = page()
@@ -79,7 +80,7 @@ class AttentionExplorer(anywidget.AnyWidget):
         labels: Sequence[int] | Tensor | None = None,
         classes: Sequence[str] | None = None,
         *,
-        scaling: tuple[Tensor, Tensor] | None = None,
+        scaling: Preprocessing | None = None,
     ) -> None:
         pictures, names = gather(images, labels, classes)
         lens = Lens(_with_look(model), pictures, names, scaling)

@@ -47,6 +47,13 @@ def widget():
     return AttentionExplorer.of({"model": Lens(network(), SCENES, DIGITS)})
 
 
+def as_seen(image):
+    """A picture (3, H, W) as a network sees it: scaled by the pictures' own mean and deviation."""
+    mean, std = mean_and_std(SCENES.images)
+    scaled = (image / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    return scaled.float()
+
+
 def ask(widget, number=1, **change):
     """What the page does when something is moved."""
     widget._asked({"ask": {**widget.choices, **change}, "number": number})
@@ -156,9 +163,7 @@ def test_a_picture_of_unknown_class_is_called_unknown_everywhere(widget):
 
 def test_what_is_told_is_what_the_model_says(lens):
     state = lens.check(State(box=BOX, k=2))
-    image = (lens.mixed(state.scene)[0] / 255 - lens.mean) / lens.std
-    mean, std = mean_and_std(SCENES.images)
-    assert torch.allclose(lens.mean.flatten(), mean.float()) and torch.allclose(lens.std.flatten(), std.float())
+    image = as_seen(lens.mixed(state.scene)[0])
     with torch.inference_mode():
         outputs, numbers = lens.model(image[None]), lens.numbers(state)
     assert numbers["saol"] == pytest.approx(outputs.saol_log_probs[0].exp().tolist(), abs=1e-6)
@@ -190,7 +195,7 @@ def test_no_pass_through_the_network_but_for_what_it_sees(lens):
 @pytest.mark.parametrize("method", core.OVERLAYS)
 def test_the_maps_are_those_of_score_maps(lens, method):
     state = State(box=BOX, overlay=method, k=3)
-    image = (lens.mixed(state.scene)[0] / 255 - lens.mean) / lens.std
+    image = as_seen(lens.mixed(state.scene)[0])
     expected = score_maps(lens.model, image[None], torch.tensor([3]), method)
     assert torch.allclose(stretch(lens.enlarged(state)[None]), expected, atol=1e-4)
 
@@ -278,6 +283,27 @@ def test_what_does_not_fit_is_told_at_once():
     with pytest.raises(ValueError, match="label 10 is no class; give 0 to 9"):
         Lens(network(), SCENES._replace(labels=SCENES.labels + 10 * (SCENES.labels == 0)))
     assert Lens(network(), SCENES).classes[3] == "class 3"
+
+
+def test_a_network_that_wants_larger_pictures_is_given_them_while_boxes_stay_in_the_pictures_pixels():
+    sizes = []
+
+    def enlarge(pictures):
+        assert pictures.dtype == torch.uint8 and pictures.shape[1:] == (3, 32, 32)
+        seen = torch.nn.functional.interpolate(pictures / 255, scale_factor=2)
+        sizes.append(tuple(seen.shape))
+        return seen
+
+    small, large = Lens(network(), SCENES, DIGITS), Lens(network(), SCENES, DIGITS, enlarge)
+    state = large.check(State(box=BOX, overlay="attention"))
+    assert small.cells(state)["shape"] == [8, 8] and large.cells(state)["shape"] == [16, 16]
+    assert large.size == (32, 32) and large.enlarged(state).shape == (32, 32) and set(sizes) == {(1, 3, 64, 64)}
+
+    with torch.inference_mode():
+        outputs = network()(enlarge(large.mixed(state.scene)[0][None]))
+    assert large.numbers(state)["saol"] == pytest.approx(outputs.saol_log_probs[0].exp().tolist(), abs=1e-6)
+    explorer = AttentionExplorer(network(), SCENES.images, SCENES.labels, DIGITS, scaling=enlarge)
+    assert explorer.tiles["attention"]["shape"] == [16, 16]
 
 
 # --- what a user holds ------------------------------------------------------------------------------------------------
