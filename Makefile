@@ -40,7 +40,7 @@ study replicate: export MALLOC_TRIM_THRESHOLD_ = 100000000000
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  PROFILE=quick|cpu|paper   how much to run (now: $(PROFILE)); notebooks/profiles says what each costs"
+	@echo "  PROFILE=quick|cpu|...     how much to run (now: $(PROFILE)); notebooks/profiles says which there are, and what each costs"
 	@echo "  DATA=DIR                  folder of a data set of your own, CIFAR-10 say"
 	@echo "  ONLY=02                   for replicate: this notebook alone; for both ONLY=cifar10-wrn: this experiment of the profile"
 	@echo "  PYTHON=python3.11         the Python, 3.11 or newer, from which .venv is made"

@@ -9,6 +9,8 @@ accepted and its result is there.
 import argparse
 import html
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +33,7 @@ from saol_lib.training import in_training, load_runs, notebook_runs, read_change
 from saol_lib.training.runs import load_finished, run_id, source_hash
 
 QUICK = "quick"
+LINK = re.compile(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)")  # ](target#place), but for addresses
 
 
 class Occupied(RuntimeError):
@@ -51,8 +54,8 @@ class Job(NamedTuple):
 def plan(profile, folder=NOTEBOOKS, data=None, only=None, given=None):
     """The jobs of a request, all checked before anything runs.
 
-    only: a notebook's two digits, or the name of an experiment. given: values that take the place of the profile's;
-    of them `changes`, settings of an experiment's runs, go to experiments alone.
+    only: a notebook's two digits, or the name of an experiment. given: values that take the place of the profile's.
+    Of them `changes` are settings of an experiment's runs, or parameters of the one notebook that `only` names.
     Raises ValueError (unknown profile, key, number or experiment) or FileNotFoundError (data directory).
     """
     known = sorted({QUICK, *(path.name for path in folder.glob("profiles/*"))})
@@ -68,7 +71,8 @@ def plan(profile, folder=NOTEBOOKS, data=None, only=None, given=None):
     paths = sorted(folder.glob(f"{only if is_number else '[0-9][0-9]'}_*.ipynb"))
     if not paths:
         raise ValueError(f"no notebook {only or 'NN'}_*.ipynb: expected two digits, as in 01")
-    jobs = [job for path in paths for job in _jobs(path, profile, given)]
+    own = given.get("changes", {}) if is_number else {}
+    jobs = [job for path in paths for job in _jobs(path, profile, given, own)]
     if only is None or is_number:
         return jobs
 
@@ -79,8 +83,11 @@ def plan(profile, folder=NOTEBOOKS, data=None, only=None, given=None):
     return [job for job in jobs if experiment_of(job) == only]
 
 
-def _jobs(path, profile, given):
-    """One job of a notebook; where its profile names a list of experiments, one for each."""
+def _jobs(path, profile, given, own):
+    """One job of a notebook; where its profile names a list of experiments, one for each.
+
+    own: changes of the notebook's own parameters, where it shows no experiments.
+    """
     known = defaults(read(path))
     file = profile_file(path, profile)
     if not file.exists() and known is not None and profile != QUICK:
@@ -89,13 +96,23 @@ def _jobs(path, profile, given):
     values = profile_values(file, known) if file.exists() else {}
     values |= {name: value for name, value in given.items() if name in (known or {}) and name != "changes"}
     if not isinstance(values.get("experiment"), list):
-        return [Job(path, values, path.name)]
+        return [Job(path, values | _parameters(path, own, known), path.name)]
 
     values["changes"] = values.get("changes", {}) | given.get("changes", {})
     jobs = []
     for experiment in values["experiment"]:
         jobs.append(Job(path, values | {"experiment": experiment}, f"{path.name[:2]}_{experiment}.ipynb"))
     return jobs
+
+
+def _parameters(path, changes, known):
+    """The changes of a notebook's own parameters; ValueError for a name that is none."""
+    unknown = sorted(set(changes) - set(known or {}))
+    if unknown:
+        raise ValueError(
+            f"{path.name} has no parameter {', '.join(unknown)}: it knows {', '.join(sorted(known or {}))}"
+        )
+    return changes
 
 
 def experiment_of(job):
@@ -147,7 +164,7 @@ def run(path, parameters, output):
 
     failure = _execute(path, parameters, draft)
     if draft.exists():
-        _tidy(draft, parameters)
+        _tidy(draft, parameters, path.parent, output.parent)
     if failure is None:
         draft.replace(output)
     if not any(draft.parent.iterdir()):
@@ -183,13 +200,33 @@ def _stoppable():
             raise
 
 
-def _tidy(path, parameters):
-    """Normalise an executed notebook, and let the folder of the user's data read DATA wherever it is shown."""
-    text = nbformat.writes(normalise(read(path)))
+def _tidy(path, parameters, written_in, read_in):
+    """Normalise an executed notebook, and let the folder of the user's data read DATA wherever it is shown.
+
+    Its links were written in one folder and are followed from another.
+    """
+    notebook = normalise(read(path))
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = relink(cell.source, written_in, read_in)
+    text = nbformat.writes(notebook)
     folder = parameters.get("data_dir")
     if folder:
         text = hide(text, folder)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def relink(markdown, written_in, read_in):
+    """Markdown whose links to files, relative to the folder that it was written in, lead there from another one."""
+
+    def moved(found):
+        target, place = found[1], found[2] or ""
+        file = written_in / target
+        if not file.exists():
+            return found[0]
+        return f"]({Path(os.path.relpath(file, read_in)).as_posix()}{place})"
+
+    return LINK.sub(moved, markdown)
 
 
 def hide(text, folder):
@@ -359,9 +396,8 @@ def main(argv=None):
 def _given(options):
     """What the options say in place of the profile; ValueError for a setting that is none."""
     changes = read_changes(options.set)
-    names_experiment = options.only is not None and not options.only[:1].isdigit()
-    if changes and not names_experiment:
-        raise ValueError("SET changes the runs of an experiment: name it, as in ONLY=cifar10-wrn")
+    if changes and options.only is None:
+        raise ValueError("SET changes one experiment or one notebook: name it, as in ONLY=cifar10-wrn or ONLY=02")
 
     given = {"results": options.results, "workers": options.workers, "changes": changes}
     return {name: value for name, value in given.items() if value}

@@ -216,12 +216,13 @@ def attach_saol(
     nodes: names of the modules whose maps (B, C, H, W) feed SAOL, shallow to deep; the last one must give X_L, what
     the network pools (where it pools nothing, its last map before flattening). None: X_L and two finer levels, each
     at least 1.5 times wider than the next; of each the output of the module least nested, the latest of several.
-    Where X_L is made and pooled by functions alone, `F.avg_pool2d(F.relu(self.bn(x)), 4)` say, the name of the call
-    that is given it stands for it, "avg_pool2d()"; torch.export, torch.compile and threads read it there as well.
+    Where functions alone make and pool X_L, `F.avg_pool2d(F.relu(self.bn(x)), 4)` say, name the call that pools it
+    instead, "avg_pool2d()"; torch.export, torch.compile and threads read it there as well.
     num_classes: None for as many as the network's own classifier gives. That stays as the GAP-FC layer if it gives
     `num_classes`; else a new linear layer takes its place. The modules are shared with `model`, not copied.
     heads: "gap", "saol" or both. seed: of the new layers' first weights.
-    options: a `SaolOptions`; changes: single fields of it, by name.
+    options: a `SaolOptions`; changes: single fields of it, by name, separable=True say.
+    Returns a network whose `Outputs` have gap_logits, saol_log_probs, attention, ... by name.
     Raises ValueError for unknown or repeated nodes, where X_L is not what is pooled, and where no map can be found.
     """
     plan, body = read_network(model, nodes, num_classes, heads)

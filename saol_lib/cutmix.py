@@ -287,7 +287,8 @@ def mix(
 ) -> Mixed:
     """CutMix a batch: x' = M * source + (1 - M) * x, y' weighted by the areas.
 
-    images (B, C, H, W) of any type and device, targets as `check_targets` says, generator on the CPU.
+    images (B, C, H, W) of any type and device; targets: integer classes (B,) in 0..K-1, or soft labels (B, K), K being
+    num_classes; generator on the CPU, None for torch's own. Returns a `Mixed`, its targets soft labels (B, K).
     schedule "paired": a random half of the batch, floor(B/2) samples, is mixed, each with its own rectangle and its own
     source in the half that stays clean (so `probability` is 0.5); "sample": each sample with `probability`, own
     rectangle, own source; "batch": the original, one rectangle and one permutation, with `probability`.
@@ -301,7 +302,7 @@ def mix(
 
 
 def unmixed(images: Tensor, targets: Tensor, num_classes: int) -> Mixed:
-    """The batch as it is, in the form that the losses take."""
+    """The batch as it is, in the form that the losses take: arguments and errors are those of `mix`."""
     count = len(images)
     nothing = torch.zeros(count, 4, dtype=torch.int64)
     return paste(images, targets, num_classes, nothing, torch.arange(count))

@@ -48,7 +48,12 @@ class LossOptions:
 
 
 def cross_entropy(log_probs: Tensor, targets: Tensor) -> Tensor:
-    """-sum_k y'_k log y_k, mean over the batch. log_probs (B, K); targets: indices (B,) or soft labels (B, K)."""
+    """-sum_k y'_k log y_k, a scalar: the mean over the batch.
+
+    log_probs (B, K): logarithms of probabilities. targets: integer classes (B,) in 0..K-1, or soft labels (B, K), each
+    a distribution. Raises ValueError for targets of another shape, type or length, and on the CPU for values out of
+    range.
+    """
     check_targets(targets, log_probs.shape[1])
     if len(targets) != len(log_probs):
         raise ValueError(f"{len(targets)} targets cannot be compared with {len(log_probs)} outputs")
@@ -59,12 +64,15 @@ def cross_entropy(log_probs: Tensor, targets: Tensor) -> Tensor:
 
 
 def saol_loss(saol_log_probs: Tensor, targets: Tensor) -> Tensor:
-    """L_SL: cross-entropy of the attention-weighted distribution, which is normalised already (section 3.1)."""
+    """L_SL: cross-entropy of the attention-weighted distribution, which is normalised already (section 3.1).
+
+    saol_log_probs (B, K): logarithms of probabilities; targets, result and errors: those of `cross_entropy`.
+    """
     return cross_entropy(saol_log_probs, targets)
 
 
 def gap_loss(gap_logits: Tensor, targets: Tensor) -> Tensor:
-    """The usual cross-entropy of the GAP-FC layer. gap_logits (B, K); targets as for `saol_loss`."""
+    """The usual cross-entropy of the GAP-FC layer, gap_logits (B, K); the rest as in `cross_entropy`."""
     log_gap = F.log_softmax(at_least_float32(gap_logits), dim=1)
     return cross_entropy(log_gap, targets)
 
@@ -81,7 +89,7 @@ def mask_loss(mask_logits: Tensor, masks: Tensor, mixed: Tensor | None = None) -
     """L_SS1: binary cross-entropy of the predicted mask against M, mean over positions, then over the mixed samples.
 
     mask_logits and masks (B, 1, Ho, Wo), masks in [0, 1]; mixed (B,) marks the mixed samples, by default those with
-    any mask above 0 (section 4.1).
+    any mask above 0 (section 4.1). A scalar, 0 without a mixed sample. Raises ValueError where the shapes differ.
     """
     _check_same("mask_logits", mask_logits, "masks", masks)
     logits = at_least_float32(mask_logits)
@@ -101,7 +109,8 @@ def consistency_loss(
 
     Spatial log-probabilities (B, K, Ho, Wo), masks m (B, 1, Ho, Wo). Per sample sum(m * KL) / max(sum(m), 1), then the
     mean over the mixed samples (`mixed` as for `mask_loss`). direction "source_to_mixed": KL(Y_A || Y) with Y_A held
-    constant; "mixed_to_source": KL(Y || Y_A) with a gradient through both.
+    constant; "mixed_to_source": KL(Y || Y_A) with a gradient through both. A scalar, 0 without a mixed sample. Raises
+    ValueError for another direction and for shapes that do not belong together.
     """
     check_choice("direction", direction, DIRECTIONS)
     _check_same("mixed", mixed_spatial_log_probs, "source", source_spatial_log_probs)
@@ -128,7 +137,8 @@ def self_distillation_loss(
 ) -> Tensor:
     """L_SD = KL(y_saol || y_gap) + beta * CE(y', y_gap), mean over the batch (section 4.2): SAOL teaches GAP-FC.
 
-    gap_logits, saol_log_probs (B, K). teacher "constant": no gradient into y_saol; "trained": through both.
+    gap_logits, saol_log_probs (B, K); targets y' as in `cross_entropy`; beta at least 0. teacher "constant": no
+    gradient into y_saol; "trained": through both. A scalar. Raises ValueError for another teacher or unfit targets.
     """
     check_choice("teacher", teacher, TEACHERS)
     log_teacher = saol_log_probs.detach() if teacher == "constant" else saol_log_probs

@@ -215,10 +215,27 @@ def test_an_experiment_is_shown_once_a_run_of_it_is_finished(experiments, tmp_pa
     assert "its runs are finished, and DATA is not given" in capsys.readouterr().out
 
 
-def test_settings_from_a_shell_go_to_an_experiment_alone(capsys):
+def test_settings_from_a_shell_change_the_one_notebook_that_is_named(folder):
+    (job,) = notebooks.plan("cpu", folder, only="01", given={"changes": {"epochs": 7}})
+    assert job.parameters["epochs"] == 7
+    with pytest.raises(ValueError, match="has no parameter epoch: it knows data_dir, epochs"):
+        notebooks.plan("cpu", folder, only="01", given={"changes": {"epoch": 7}})
+
+
+def test_links_of_an_executed_copy_lead_where_they_led(tmp_path):
+    written, read = tmp_path / "notebooks", tmp_path / "results" / "cpu"
+    for file in (written / "02_next.ipynb", tmp_path / "results" / "README.md"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    text = "[a](02_next.ipynb#end), [b](../results/README.md), [c](https://x.org/y), [d](gone.md), [e](#here)"
+    moved = notebooks.relink(text, written, read)
+    assert moved == text.replace("02_next", "../../notebooks/02_next").replace("../results/README", "../README")
+
+
+def test_settings_from_a_shell_name_what_they_change(capsys):
     options = ["replicate", "--profile", "paper", "--set", "epochs=1"]
     for wrong, sentence in (
-        (options, "SET changes the runs of an experiment"),
+        (options, "SET changes one experiment or one notebook"),
         ([*options, "--set", "x"], "--set x is"),
     ):
         with pytest.raises(SystemExit) as stopped:
@@ -309,7 +326,7 @@ def test_a_users_folder_is_hidden_however_it_is_spelled(tmp_path, name):
     told = f"{data} and {str(data)!r} and {str(data)!a}"
     notebook.cells[0].outputs = [v4.new_output("stream", text=told)]
     nbformat.write(notebook, path)
-    notebooks._tidy(path, {"data_dir": str(data)})
+    notebooks._tidy(path, {"data_dir": str(data)}, tmp_path, tmp_path)
     cell = notebooks.read(path).cells[0]
     assert cell.source == 'data_dir = "DATA"' and str(tmp_path) not in path.read_text()
     assert cell.outputs[0].text.count("DATA") == 3

@@ -344,12 +344,13 @@ class Benchmark:
         step = self.measured[f"step of {TERMS[-1]} / {TERMS[0]}"]
         own_map = self.measured[f"map of SAOL / forward pass of SAOL, {self.map_backbone} at {self.size}"]
         met = (self.bars().met == "yes").sum()
+        noisy = ", a few calls each: noisy" if profile == "quick" else ""
         return (
             f"SAOL takes ResNet-101 from {plain:.2f} to {adds[0]:.2f} G multiply-adds ({more[0]:.1f} % more; with four "
             f"blocks {more[1]:.1f} %), ABN to {adds[2]:.2f} ({more[2]:.0f} %).",
-            f"A training step with all of the paper's losses takes {step:.2f} of GAP-FC's with CutMix, a map "
-            f"{own_map:.2f} of the forward pass that classifies.",
-            f"{met} of {len(self.bars())} bars are met ({profile} profile; times on this machine, with one thread).",
+            f"A training step with all of the paper's losses takes {step:.2f} times as long as GAP-FC's with CutMix, a "
+            f"map {own_map:.2f} times as long as the forward pass that classifies.",
+            f"{met} of {len(self.bars())} bars are met ({profile} profile{noisy}; times on this machine, one thread).",
         )
 
     def save(self, results: str) -> None:

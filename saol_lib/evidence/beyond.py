@@ -92,7 +92,7 @@ def reliability_table(runs: Sequence[Run]) -> pd.DataFrame:
     columns = ["trained as", "regime", "layer", "confidence", "accuracy"]
     rows = []
     for arm in SHOWN:
-        kept = [_bins(run) for run in runs if run.config["arm"] == arm and not _variant(run)]
+        kept = [_bins(run) for run in runs if run.config["arm"] == arm and not variant(run)]
         for layer, label in LAYERS.items():
             tables = [pd.DataFrame(bins[layer]) for bins in kept if layer in bins]
             if not tables:
@@ -116,18 +116,17 @@ def _by_arm(runs: Sequence[Run]) -> list[tuple[tuple[str, str], list[Run]]]:
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.config["seed"]):
         family, regime = in_words(run.config["arm"])
-        variant = _variant(run)
-        name = f"{family} ({variant})" if variant else family
+        told = variant(run)
+        name = f"{family} ({told})" if told else family
         groups.setdefault((name, regime), []).append(run)
     return sorted(groups.items())
 
 
-def _variant(run: Run) -> str:
-    """What a run with a SAOL has otherwise than by default, in words."""
-    if "saol" not in ARMS[run.config["arm"]].heads:
-        return ""
+def variant(run: Run) -> str:
+    """What a run has otherwise than by default, in words; without a SAOL only how its images are mixed."""
+    has_saol = "saol" in ARMS[run.config["arm"]].heads
     told = []
-    for name in OPTIONS:
+    for name in OPTIONS if has_saol else ("cutmix_schedule",):
         default = getattr(RunConfig, name)
         value = run.config.get(name, default)
         if value != default:

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -89,6 +90,20 @@ def rates(profile: str = "pilot") -> pd.DataFrame | str:
     return pd.DataFrame(rows).T.rename_axis("family")
 
 
+def edges(profile: str = "pilot") -> str:
+    """Which families chose a rate at an edge of those tried, in a sentence: better ones may lie beyond."""
+    found = _rates(profile)
+    chosen = {arm: best_rate(by_rate) for arm, by_rate in found.items()}
+    if not chosen or None in chosen.values():
+        return "Rates are not decided yet."
+
+    at_edge = [best for arm, best in chosen.items() if best in (min(found[arm]), max(found[arm]))]
+    if not at_edge:
+        return "No family of arms chose a rate at an edge of those tried."
+    told = [f"{count} of {len(found)} families of arms chose {rate}" for rate, count in Counter(at_edge).items()]
+    return f"{', '.join(told)}, an edge of the rates tried: **better ones may lie beyond**."
+
+
 def precisions(profile: str = "pilot") -> pd.DataFrame | str:
     """A row an arm: its means (percent) in float32 and bfloat16, and what bfloat16 changes (points) by seed."""
     found = _precisions(profile)
@@ -143,7 +158,7 @@ def _cell(scores: Scores, is_best: bool) -> str:
 
 
 def _regimes(profile: str) -> dict[tuple[int, int], tuple[Scores, Scores]]:
-    if not _file(profile, "rates").exists():  # another profile's study is no search for a regime
+    if not (_file(profile, "rates").exists() and _file(profile, "study").exists()):  # no search for a regime
         return {}
     configs, results = planned(profile, "study")
     places = dict.fromkeys((config.train_images, config.epochs) for config in configs)

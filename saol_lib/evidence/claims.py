@@ -318,10 +318,19 @@ def _undecidable(case: Case) -> Verdict | None:
     if not any(one.pairs for one in case.found):
         return Verdict("not run")
     if not case.complete:
-        tests = [*case.found, *case.control]
-        worst = min(tests, key=lambda one: one.pairs / one.test.seeds)
-        return Verdict("incomplete", f" ({worst.pairs} of {worst.test.seeds})")
+        return Verdict("incomplete", f" ({_how_far(case)})")
     return None
+
+
+def _how_far(case: Case) -> str:
+    """The pairs of the test that has the fewest; of a claim with several tests how many have all, too."""
+    tests = [*case.found, *case.control]
+    worst = min(tests, key=lambda one: one.pairs / one.test.seeds)
+    told = f"{worst.pairs} of {worst.test.seeds}"
+    whole = sum(one.complete for one in case.found)
+    if whole and len(case.found) > 1:
+        told += f", {whole} of {len(case.found)} tests whole"
+    return told
 
 
 def passes(control: Sequence[Found]) -> bool:
@@ -336,11 +345,11 @@ def _effect(found: Found) -> str:
 
 def _p_values(case: Case) -> tuple[float, float]:
     """The p that the claim holds, and the p that so much is the other way round that it cannot hold."""
-    plan, threshold = case.plan, _threshold(case.claim)
+    plan, bar = case.plan, threshold(case.claim)
     tests = [one.claimed for one in case.found]
     mean, spread, n = (np.array([getattr(test, name) for test in tests]) for name in ("mean", "spread", "n"))
-    above = p_above(mean, spread, n, threshold).tolist()
-    below = p_above(-mean, spread, n, -threshold).tolist()
+    above = p_above(mean, spread, n, bar).tolist()
+    below = p_above(-mean, spread, n, -bar).tolist()
 
     in_favour = [partial_conjunction([above[i] for i in group], plan.needs) for group in plan.groups]
     against = [partial_conjunction([below[i] for i in group], len(group) - plan.needs + 1) for group in plan.groups]
@@ -348,7 +357,7 @@ def _p_values(case: Case) -> tuple[float, float]:
     return partial_conjunction(in_favour, plan.readings), partial_conjunction(against, excluded)
 
 
-def _threshold(claim: Claim) -> float:
+def threshold(claim: Claim) -> float:
     """What the mean has to be above: 0, or for non-inferiority the margin below it."""
     return 0.0 if claim.margin is None else -claim.margin
 
@@ -402,11 +411,11 @@ def _seeds(case: Case, family: int) -> int:
 
 def _direction(case: Case) -> str:
     """Whether the means seen so far lie where the claim says, in as many tests and readings as it needs."""
-    threshold = _threshold(case.claim)
+    bar = threshold(case.claim)
     signs = []
     for group in case.plan.groups:
         tests = [case.found[i] for i in group]
-        seen = [one.claimed.mean - threshold for one in tests if one.comparison]
+        seen = [one.claimed.mean - bar for one in tests if one.comparison]
         needed = min(case.plan.needs, len(seen))
         if not seen:
             continue

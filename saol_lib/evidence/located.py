@@ -16,10 +16,12 @@ from torch import Tensor
 from saol_lib.data import Batches, Files, Split, Stream, load, select
 from saol_lib.evidence import figures
 from saol_lib.evidence.finetuned import network_name
-from saol_lib.localization import Localization, Localizer, largest_box, raw_maps, score_maps, trivial_rows
+from saol_lib.evidence.measures import load_measures, save_measure
+from saol_lib.localization import Localization, Localizer, largest_box, score_maps, trivial_rows
+from saol_lib.localization.accuracy import BoxAccuracy
 from saol_lib.training.config import ARMS, RunConfig
 from saol_lib.training.recipe import batches, load_model
-from saol_lib.training.runs import Run, load_runs, resolve, run_id, save_run
+from saol_lib.training.runs import Run, resolve
 
 READS = {  # an output layer, and the maps that are made of it
     "saol": ("saol", "saol_log", "attention", "spatial"),
@@ -36,11 +38,13 @@ MAPS = {
     "spatial": "Y alone (ours)",
     "cam": "CAM",
     "grad_cam": "Grad-CAM",
-    "abn": "M",
+    "abn": "attention map",
 }
 OWN = ("saol", "cam", "abn")  # the one map of each network that the figure of thresholds shows
 COLUMNS = {"max_box_acc": "MaxBoxAcc", "gt_known": "GT-known", "box_size": "box size"}
 STAGES = ("fine-tuned", "continued", "enlarged")
+MEASURE = "localization"
+POINTS = 100  # of a curve that is kept
 _BATCH = 50
 
 
@@ -120,8 +124,9 @@ def measure_boxes(
 ) -> dict[tuple[str, str], Localization]:
     """Boxes by every map of every network whose weights are here, {(run's id, map): what was measured}.
 
-    Each is written to `measures/` too, with the run's configuration, so that later comparisons can pair them by seed;
-    the boxes that look at nothing are written for the networks with a GAP-FC layer alone, whose classes they are given.
+    Each is written to `measures/` too, with the run's configuration, so that later comparisons can pair them by seed,
+    with its curve where `curves_figure` draws that; the boxes that look at nothing are written for the networks with a
+    GAP-FC layer alone, whose classes they are given.
     images, thresholds: None and 1000 are the literature's. workers: processes that decode images. Raises ValueError
     where there are no boxes.
     """
@@ -132,19 +137,33 @@ def measure_boxes(
     for run in _networks(finished, results):
         seen = scene(replace(_config(run, data_dir), workers=workers), images)
         model = load_model(run, results)
-        metrics = {}
+        metrics, curves = {}, {}
         for method in methods_of(run):
             one = seen.localize(model, method, thresholds=levels)
             found[run.id, method] = one
             metrics[method] = one.metrics
+            if method in _own_maps(run):
+                curves[method] = _curve(one.accuracy)
 
-        has_gap_alone = ARMS[run.config["arm"]].heads == ("gap",)
-        if has_gap_alone:
-            boxes = seen.split.boxes[seen.kept]
+        boxes = seen.split.boxes[seen.kept]
+        if _has_gap_alone(run):
             ranks = found[run.id, "cam"].ranks
             metrics |= trivial_rows(boxes, seen.split.source_size, ranks)
-        _save_measures(run, metrics, results)
+        how = {"images": len(boxes), "thresholds": thresholds}
+        for method, numbers in metrics.items():
+            save_measure(run, results, MEASURE, method, numbers, how, curves.get(method, ()))
     return found
+
+
+def _has_gap_alone(run: Run) -> bool:
+    return ARMS[run.config["arm"]].heads == ("gap",)
+
+
+def _curve(accuracy: BoxAccuracy) -> list[dict]:
+    """Points of the curve whose maximum is MaxBoxAcc."""
+    step = math.ceil(len(accuracy.thresholds) / POINTS)
+    pairs = zip(accuracy.thresholds[::step], accuracy.curve[::step], strict=True)
+    return [{"threshold": round(float(level), 4), "box_acc": round(float(value), 2)} for level, value in pairs]
 
 
 def _networks(finished: Mapping[str, Sequence[Run]], results: str | Path) -> list[Run]:
@@ -159,18 +178,11 @@ def _config(run: Run, data_dir: str | None) -> RunConfig:
     return RunConfig.of(**run.config, data_dir=data_dir)
 
 
-def _save_measures(run: Run, metrics: Mapping[str, dict], results: str | Path) -> None:
-    for method, numbers in metrics.items():
-        config = run.config | {"measure": "localization", "method": method}
-        measured = run._replace(config=config, metrics=numbers, epochs=[])
-        save_run(resolve(results), measured, folder="measures")
-
-
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def boxes_table(finished: Mapping[str, Sequence[Run]], results: str | Path) -> pd.DataFrame:
-    """Everything in `measures/` that belongs to these runs: stage, network, method, seed, and the metrics.
+    """Everything in `measures/` that belongs to these runs: stage, network, method, seed, the curve, and the metrics.
 
     A row a network and map; stages in their order, in each the boxes that look at nothing first. Raises
     FileNotFoundError where nothing was measured.
@@ -181,23 +193,25 @@ def boxes_table(finished: Mapping[str, Sequence[Run]], results: str | Path) -> p
             stage_of[run.id] = stage
 
     rows = []
-    for measure in load_runs(results, folder="measures"):
-        config = dict(measure.config)
-        kind = config.pop("measure", None)
-        method = config.pop("method", None)
-        stage = stage_of.get(run_id(config))
-        if stage and kind == "localization":
-            network = "none" if method in BLIND else network_name(config)
+    for name, method, measure in load_measures(results, MEASURE):
+        stage = stage_of.get(name)
+        if stage:
             place = {
                 "stage": stage,
-                "network": network,
+                "network": _network(measure, method),
                 "method": method,
-                "seed": config["seed"],
+                "seed": measure.config["seed"],
+                "curve": measure.epochs,
             }
             rows.append(place | measure.metrics)
     if not rows:
         raise FileNotFoundError(f"{results} has neither weights nor measures of these networks; run notebook 02 first")
     return _in_order(pd.DataFrame(rows))
+
+
+def _network(run: Run, method: str) -> str:
+    """What a map is of: a network in words, or none."""
+    return "none" if method in BLIND else network_name(run.config)
 
 
 def _in_order(table: pd.DataFrame) -> pd.DataFrame:
@@ -265,13 +279,14 @@ def spread_numbers(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(shown).round(2)
 
 
-def box_faults(table: pd.DataFrame, seeds: int) -> list[str]:
-    """What cannot be: measures that are missing, numbers out of their order; a sentence each."""
+def box_faults(table: pd.DataFrame, finished: Mapping[str, Sequence[Run]]) -> list[str]:
+    """What cannot be: finished networks that were not measured, numbers out of their order; a sentence each."""
     faults = []
-    counts = table.groupby(["stage", "network", "method"]).seed.nunique()
-    missing = counts[counts != seeds]
-    for place, count in missing.items():
-        faults.append(f"{', '.join(place)}: measured for {count} of {seeds} seeds")
+    there = set(table[["stage", "network", "method", "seed"]].itertuples(index=False, name=None))
+    for place, seeds in _wanted(finished).items():
+        missing = [seed for seed in seeds if (*place, seed) not in there]
+        if missing:
+            faults.append(f"{', '.join(place)}: not measured for {len(missing)} of {len(seeds)} seeds")
 
     known_error = 100 - table.gt_known
     ordered = table.box_acc_30 >= table.box_acc_50
@@ -283,35 +298,30 @@ def box_faults(table: pd.DataFrame, seeds: int) -> list[str]:
     return faults
 
 
-def cam_is_grad_cam(finished: Mapping[str, Sequence[Run]], results: str | Path, data_dir: str | None = None) -> bool:
-    """Whether Grad-CAM is CAM up to ReLU and scale on the first images, for every GAP-FC layer that is here."""
-    runs = [run for run in _networks(finished, results) if "cam" in methods_of(run)]
-    for run in runs:
-        seen = scene(_config(run, data_dir), 20)
-        images, labels, _ = next(seen.batches())
-        model = load_model(run, results)
-        device = next(model.parameters()).device
-        with torch.inference_mode():
-            outputs, feature = model.look(images.to(device))
-            cam = raw_maps(model, outputs, feature, labels, "cam")
-            grad_cam = raw_maps(model, outputs, feature, labels, "grad_cam")
-        cells = cam[0].numel()
-        expected = cam.relu() / cells
-        if not torch.allclose(grad_cam, expected, rtol=1e-3, atol=1e-4):
-            return False
-    return True
+def _wanted(finished: Mapping[str, Sequence[Run]]) -> dict[tuple[str, str, str], list[int]]:
+    """The seeds by stage, network and method that `measure_boxes` gives with all weights."""
+    wanted: dict[tuple[str, str, str], list[int]] = {}
+    for stage in STAGES:
+        for run in finished.get(stage, ()):
+            methods = methods_of(run)
+            if _has_gap_alone(run):
+                methods += BLIND
+            for method in methods:
+                place = stage, _network(run, method), method
+                wanted.setdefault(place, []).append(run.config["seed"])
+    return wanted
 
 
 def box_result(table: pd.DataFrame) -> tuple[str, str]:
     """Two sentences: which maps beat the boxes that look at nothing, and what doubling and the mask's reading change.
 
-    Of every network its own map counts: A * Y, CAM of a GAP-FC network, M of an ABN.
+    Of every network its own map counts: A * Y, CAM of a GAP-FC network, the attention map of an ABN.
     """
     means = table.groupby(["stage", "network", "method"], sort=False).max_box_acc_v2.mean()
     tuned = means["fine-tuned"]
     has_saol = {network for network, method in tuned.index if method == "saol"}
     first = _against_blind(tuned, has_saol)
-    second = _by_doubling(means, sorted(has_saol))
+    second = _by_doubling(table)
 
     spread = spread_numbers(table[table.stage == "fine-tuned"])
     lies = [f"{network} {row.denser:.1f}" for (_, network), row in spread.iterrows()]
@@ -337,14 +347,14 @@ def _against_blind(tuned: pd.Series, has_saol: set[str]) -> str:
     return f"MaxBoxAccV2 against {bar:.1f} of the best box that looks at nothing: {'; '.join(told)}."
 
 
-def _by_doubling(means: pd.Series, networks: Sequence[str]) -> str:
-    """What the doubled output changes in MaxBoxAccV2 (stage, network, method) of A * Y."""
+def _by_doubling(table: pd.DataFrame) -> str:
+    """What the doubled output changes in MaxBoxAccV2 of A * Y, over the seeds that have both."""
+    own = table[table.method == "saol"].set_index(["network", "seed", "stage"]).max_box_acc_v2.unstack()
     changes = []
-    for network in networks:
-        before = means.get(("continued", network, "saol"))
-        after = means.get(("enlarged", network, "saol"))
-        if before is not None and after is not None:
-            changes.append(f"{network} {after - before:+.1f}")
+    if {"continued", "enlarged"} <= set(own):
+        difference = (own["enlarged"] - own["continued"]).dropna()
+        for network, values in difference.groupby("network"):
+            changes.append(f"{network} {values.mean():+.1f}")
     if not changes:
         return "Doubling was not measured."
     return f"Points of MaxBoxAccV2 of A · Y by doubling the output: {'; '.join(changes)}."
@@ -353,27 +363,22 @@ def _by_doubling(means: pd.Series, networks: Sequence[str]) -> str:
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def curves_figure(
-    finished: Mapping[str, Sequence[Run]], found: Mapping[tuple[str, str], Localization], table: pd.DataFrame
-) -> Figure | None:
-    """Boxes by threshold, a line a fine-tuned network by its own map, means over seeds; None without weights.
+def curves_figure(table: pd.DataFrame) -> Figure | None:
+    """Boxes by threshold, a line a fine-tuned network by its own map, means over the seeds that `table` has.
 
-    Level lines: the boxes that look at nothing, where they were measured.
+    Level lines: the boxes that look at nothing, where they were measured. None where no curve was kept.
     """
-    curves = {}
-    for run in finished["fine-tuned"]:
-        for method in _own_maps(run):
-            if (run.id, method) in found:
-                name = f"{network_name(run.config)}: {MAPS[method]}"
-                accuracy = found[run.id, method].accuracy
-                curves.setdefault(name, []).append(accuracy)
-    if not curves:
-        return None
-
+    tuned = table[(table.stage == "fine-tuned") & table.curve.map(bool)]
     lines = {}
-    for name, accuracies in curves.items():
-        mean = np.mean([accuracy.curve for accuracy in accuracies], axis=0)
-        lines[name] = accuracies[0].thresholds, mean
+    for (network, method), part in tuned.groupby(["network", "method"], sort=False):
+        points = pd.concat([pd.DataFrame(curve) for curve in part.curve])
+        mean = points.groupby("threshold").box_acc.mean()
+        name = f"{network}: {MAPS[method]}"
+        if tuned.seed.nunique() > part.seed.nunique():
+            name += f" ({part.seed.nunique()} seeds)"
+        lines[name] = mean.index.to_numpy(), mean.to_numpy()
+    if not lines:
+        return None
     levels = {}
     for name in BLIND:
         rows = table[table.method == name]

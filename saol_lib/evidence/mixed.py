@@ -14,13 +14,14 @@ from saol_lib.data import Batches, Split, load, select
 from saol_lib.evidence import figures
 from saol_lib.evidence.ablations import OPTIONS
 from saol_lib.evidence.located import with_weights
+from saol_lib.evidence.measures import load_measures, save_measure
 from saol_lib.evidence.plans import finished, planned
 from saol_lib.evidence.tables import NOT_RUN
 from saol_lib.localization import curve_points, measure_pairs, mix_pairs, raw_maps, summarise_pairs
 from saol_lib.streams import stream
 from saol_lib.training.config import ARMS, RunConfig
 from saol_lib.training.recipe import batches, load_model
-from saol_lib.training.runs import Run, check_data, data_are_given, load_runs, resolve, run_id, save_run
+from saol_lib.training.runs import Run, check_data, data_are_given, load_runs
 
 MEASURE = "cutmix_pairs"
 METHODS = {"saol": "saol", "gap": "cam"}  # an output layer, and how it is measured
@@ -189,7 +190,8 @@ def measure_networks(networks: Networks, pairs: Pairs | None) -> pd.DataFrame:
     for run, model in networks.here:
         for method in _methods(run):
             table = measure_pairs(model, pairs.mixed, pairs.labels, pairs.pixels, method)
-            _save_measure(run, method, summarise_pairs(table), networks.results)
+            metrics = summarise_pairs(table)
+            save_measure(run, networks.results, MEASURE, method, metrics, how={"pairs": len(table)})
             name = reading(run.config, method)
             tables.append(table.assign(reading=name, seed=run.config["seed"]))
     if not tables:
@@ -203,22 +205,13 @@ def _methods(run: Run) -> list[str]:
     return [method for head, method in METHODS.items() if head in heads]
 
 
-def _save_measure(run: Run, method: str, metrics: dict, results: str | Path) -> None:
-    config = run.config | {"measure": MEASURE, "method": method}
-    measured = run._replace(config=config, metrics=metrics, epochs=[])
-    save_run(resolve(results), measured, folder="measures")
-
-
 def pair_table(networks: Networks) -> pd.DataFrame:
     """What was measured on these networks, now or before: reading, seed, and the metrics, in percent."""
     wanted = {run.id for run in networks.runs}
     rows = []
-    for measure in load_runs(networks.results, folder="measures"):
-        config = dict(measure.config)
-        kind = config.pop("measure", None)
-        method = config.pop("method", None)
-        if kind == MEASURE and run_id(config) in wanted:
-            place = {"reading": reading(config, method), "seed": config["seed"]}
+    for name, method, measure in load_measures(networks.results, MEASURE):
+        if name in wanted:
+            place = {"reading": reading(measure.config, method), "seed": measure.config["seed"]}
             rows.append(place | measure.metrics)
     if not rows:
         return pd.DataFrame(columns=["reading", "seed"])

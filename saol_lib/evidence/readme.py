@@ -8,7 +8,8 @@ from pathlib import Path
 import yaml
 
 from saol_lib.evidence import paper as paper_page
-from saol_lib.evidence.claims import SCALES, Claim, Count, Found, Ledger, find, judge, load_claims, numbers
+from saol_lib.evidence.claims import SCALES, Claim, Count, Found, Ledger, find, judge, load_claims, numbers, threshold
+from saol_lib.evidence.statistics import p_above, shifted
 from saol_lib.evidence.tables import glossary, runs_tables
 from saol_lib.training.runs import RESULTS, ROOT, write_whole
 
@@ -24,10 +25,11 @@ BOX = {  # a line of the verdict box: the words of its verdicts
 }
 FOLDERS = {  # what a folder of results/ is; the order of results/README.md
     "study": "The study on CIFAR-10 (a JPEG copy, not the original data): test images, last epoch.",
-    "imagenet": "An ImageNet-trained network fine-tuned on 30 classes of Tiny-ImageNet, evaluated on their val images.",
+    "imagenet": "An ImageNet-trained network fine-tuned on 30 classes of Tiny-ImageNet: first the rates, on held-out "
+    "training images, then the study, on the val images.",
     "paper": "The paper's own networks and data sets.",
     "pilot": "The pilot, which chose the study's regime: on held-out training images, so that the study stayed blind.",
-    "cpu": "First demonstrations of notebooks 01, 02, 03 and 05: few seeds, short trainings. No claim reads them.",
+    "cpu": "First demonstrations by single notebooks: few seeds, short trainings. No claim reads them.",
 }
 
 
@@ -46,7 +48,10 @@ class Judged:
 
 
 def verdict_box(judged: Judged) -> str:
-    """How many claims held, did not, are undecided: a column a scale; then the surest result for and against."""
+    """How many claims held, did not, are undecided: a column a scale; then the surest result for and against.
+
+    Last what an undecided claim's tests say that have all their seeds already.
+    """
     lines = ["| | at CPU scale | at the paper's scale |", "|---|---|---|"]
     for name, words in BOX.items():
         cells = []
@@ -59,6 +64,10 @@ def verdict_box(judged: Judged) -> str:
     surest_against = _surest(judged, BOX["did not hold"])
     lines += ["", f"The surest result for the paper {surest_for}"]
     lines += ["", f"The surest result against it {surest_against}"]
+    whole = _whole_tests(judged)
+    if whole:
+        words = "Tests that have all their seeds, while their claim waits for others"
+        lines += ["", f"{words}: {'; '.join(whole)} (percentage points, 95 % interval)."]
     return "\n".join(lines)
 
 
@@ -77,9 +86,31 @@ def _surest(judged: Judged, words: Sequence[str]) -> str:
     if claim.counted:
         evidence = _surest_count(claim, judged.results, holds="supported" in words)
     else:
-        effects = _effects(claim, found, judged.results)
-        evidence = f"We found {effects[0]} (percentage points); that is {verdict}, at {scale} scale."
+        clearest = _clearest(claim, found, holds="supported" in words)
+        evidence = f"We found {_effect(clearest)} (percentage points); that is {verdict}, at {scale} scale."
     return f"is **{claim.id}**, “{claim.statement}”. {evidence}"
+
+
+def _clearest(claim: Claim, found: Sequence[Found], holds: bool) -> Found:
+    """The test with the smallest p for the claim, or against it."""
+    sign = 1 if holds else -1
+    bar = threshold(claim)
+
+    def p_value(one: Found) -> float:
+        effect = one.claimed
+        return float(p_above(sign * effect.mean, effect.spread, effect.n, sign * bar))
+
+    return min(found, key=p_value)
+
+
+def _whole_tests(judged: Judged) -> list[str]:
+    """The effects of the tests that are complete, of claims at CPU scale that are not."""
+    told = []
+    for claim in judged.ledger.claims:
+        found, verdict = judged.scales["cpu"][claim.id]
+        if verdict.word == "incomplete":
+            told += [f"**{claim.id}**, “{claim.statement}”: {_effect(one)}" for one in found if one.complete]
+    return told
 
 
 def _surest_count(claim: Claim, results: Path, holds: bool) -> str:
@@ -89,8 +120,8 @@ def _surest_count(claim: Claim, results: Path, holds: bool) -> str:
     count, number = counted[inside.index(holds)]
     low, high = count.band
     return (
-        f"We found {number:.2f} for “{count.label}”, where {low} to {high} was expected; "
-        f"{sum(inside)} of {len(inside)} such numbers lie where they were expected."
+        f"We found {number:.2f} for “{count.label}”, whose band is {low} to {high}; "
+        f"{sum(inside)} of {len(inside)} such numbers lie in their bands."
     )
 
 
@@ -123,7 +154,7 @@ def _effects(claim: Claim, found: Sequence[Found], results: Path) -> list[str]:
 
 def _counted(count: Count, number: float) -> str:
     low, high = count.band
-    return f"{count.label}: {number:.2f}, expected {low} to {high}"
+    return f"{count.label}: {number:.2f}, band {low} to {high}"
 
 
 def _effect(one: Found) -> str:
@@ -210,16 +241,18 @@ def results_page(judged: Judged) -> str:
         "## Tests of the claims",
     ]
     parts.append(
-        "Differences a - b in percentage points, paired by seed; p: one-sided, unadjusted, in the claim's direction."
+        "Differences a - b in percentage points, paired by seed; p: one-sided, unadjusted, in the claim's direction; "
+        "of C12a, that a is not more than the margin behind."
     )
     for scale in SCALES:
         parts += [f"### Scale: {scale}", tests_table(judged, scale)]
     parts += ["## Arms in words", glossary()]
-    parts.append("A second name in brackets is an option that differs from its default, or a rate.")
+    parts.append("A second name in brackets is an option that differs from its default, or a rate of several.")
     parts.append("## Runs")
     parts.append(
-        "The last epoch counts. The best one was chosen on the images it is measured on, and stands there to show how "
-        "much that flatters. Differences are paired by seed; CutMix arms are compared with GAP-FC trained with CutMix."
+        "The last epoch counts. The best evaluated one was chosen on the images it is measured on: it decides nothing, "
+        "and where it is higher it flatters. Differences are paired by seed; CutMix arms are compared with GAP-FC "
+        "trained with CutMix; – where there is no GAP-FC run of the same sources and setting."
     )
     for folder in _folders(results):
         words = FOLDERS.get(folder, "")
@@ -241,12 +274,12 @@ def tests_table(judged: Judged, scale: str) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name, found in judged.controls[scale].items():
-        lines += [_test_row(f"control: {name}", one) for one in found if one.comparison]
+        lines += [_test_row(f"control: {name}", one, bar=0.0) for one in found if one.comparison]
     waiting = []
     for claim in judged.ledger.claims:
         found, _ = judged.scales[scale][claim.id]
         ran = [one for one in found if one.comparison]
-        lines += [_test_row(claim.id, one) for one in ran]
+        lines += [_test_row(claim.id, one, threshold(claim)) for one in ran]
         if found and not ran:
             waiting.append(claim.id)
     table = "\n".join(lines) if len(lines) > 2 else ""
@@ -254,8 +287,9 @@ def tests_table(judged: Judged, scale: str) -> str:
     return "\n\n".join(part for part in (table, rest) if part)
 
 
-def _test_row(name: str, one: Found) -> str:
-    t, claimed = one.comparison, one.claimed
+def _test_row(name: str, one: Found, bar: float) -> str:
+    """bar: what the mean has to be above, in the direction claimed."""
+    t, claimed = one.comparison, shifted(one.claimed, bar)
     interval = f" [{t.low:+.2f}, {t.high:+.2f}]" if t.n > 1 else ""
     each = ", ".join(f"{seed}: {value:+.2f}" for seed, value in zip(t.seeds, t.differences, strict=True))
     cells = [name, one.test.label, f"{t.mean:+.2f}{interval}", f"{t.n} of {one.test.seeds}"]

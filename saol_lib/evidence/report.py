@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from saol_lib.evidence import beyond, figures, readme
+from saol_lib.evidence import beyond, choosing, figures, readme
 from saol_lib.evidence.tables import NOT_RUN, effects_table, glossary
 from saol_lib.training.runs import RESULTS, ROOT, Run, load_runs, write_whole
 
@@ -56,6 +56,20 @@ class Report:
     def arms(self) -> str:
         return glossary()
 
+    def choices(self) -> str:
+        """How the rules of the pilot chose regime, rates and precision, and which rates lie at an edge."""
+        told = [
+            f"CIFAR-10: {choosing.regime_chosen()}",
+            f"CIFAR-10: {choosing.edges()}",
+            f"CIFAR-10: {choosing.precision_chosen()}",
+            f"Tiny-ImageNet: {choosing.edges('imagenet')}",
+        ]
+        return "\n".join(f"- {sentence}" for sentence in told)
+
+    def rates(self, profile: str) -> pd.DataFrame | str:
+        """What every family of arms scored at every rate of a profile's rates.yaml."""
+        return choosing.rates(profile)
+
     def compute(self) -> str:
         """What was trained, on what, and for how long."""
         lines = ["| folder | runs | core-hours | processors |", "|---|---|---|---|"]
@@ -83,13 +97,13 @@ class Report:
         return figures.forest(table) if len(table) else NOT_RUN
 
     def curves(self) -> Figure | str:
-        return self._of_main_family(figures.curves)
+        return self._by_default(figures.curves)
 
     def slopes(self) -> Figure | str:
-        return self._of_main_family(lambda runs: figures.slopes(runs, STEPS))
+        return self._by_default(lambda runs: figures.slopes(runs, STEPS))
 
     def cost_against_accuracy(self) -> Figure | str:
-        return self._of_main_family(figures.cost_against_accuracy)
+        return self._by_default(figures.cost_against_accuracy)
 
     def calibration(self) -> pd.DataFrame | str:
         """The calibration error of every layer, and how often two layers agree."""
@@ -111,6 +125,11 @@ class Report:
     def cam_of_taught(self) -> pd.DataFrame | str:
         """The boxes of GAP-FC's own CAM with and without L_SD, from notebook 03's measures."""
         return beyond.cam_of_taught(load_runs(self.results / "imagenet", "measures"))
+
+    def _by_default(self, draw) -> Figure | str:
+        """Of the main family, with every option at its default."""
+        runs = [run for run in self._main_family() if not beyond.variant(run)]
+        return draw(runs) if runs else NOT_RUN
 
     def _of_main_family(self, draw) -> Figure | pd.DataFrame | str:
         runs = self._main_family()

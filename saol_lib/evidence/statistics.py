@@ -38,10 +38,10 @@ def compare(runs_a, runs_b, metric, metric_b=None, *, varies: Collection[str] = 
     """Compare `metric` of runs a with `metric_b` (None: the same) of runs b, paired by seed.
 
     varies: config fields, besides arm and seed, in which a and b may differ. mixed_sources: allow runs from different
-    sources of saol_lib or different data. ValueError: failed, unpaired or otherwise different runs, a metric that is
-    unknown or not a finite number.
+    sources of saol_lib or different data, and measures that were taken otherwise. ValueError: failed, unpaired or
+    otherwise different runs, a metric that is unknown or not a finite number.
     """
-    origin = () if mixed_sources else ("sources", "data")
+    origin = () if mixed_sources else ("sources", "data", "measured")
     _check_finished([*runs_a, *runs_b])
     _check_alike(runs_a, runs_b, {"arm", *varies}, origin)
 
@@ -79,6 +79,13 @@ def describe(differences: Sequence[float], seeds: Sequence[int] = ()) -> Compari
 def turned(comparison: Comparison) -> Comparison:
     """The comparison b - a."""
     return describe([-value for value in comparison.differences], comparison.seeds)
+
+
+def shifted(comparison: Comparison, bar: float) -> Comparison:
+    """The comparison's distance above a bar: its p values are those of a mean above that."""
+    if not bar:
+        return comparison
+    return describe([value - bar for value in comparison.differences], comparison.seeds)
 
 
 # --- one test: numbers, or arrays of them for many tests at once ------------------------------------------------------

@@ -26,6 +26,7 @@ FAMILIES = {  # an arm without its CutMix, and its name in figures
 }
 LAYERS = {"saol": "SAOL", "gap": "GAP-FC"}  # the output layer that is read
 REGIMES = ("without CutMix", "with CutMix")
+FEW = 6  # seeds: fewer are a demonstration
 ARMS_IN_WORDS = {
     "gap_fc": "the baseline: global average pooling and one linear layer, cross-entropy",
     "saol": "SAOL alone, trained by the cross-entropy of its own output (L_SL)",
@@ -172,10 +173,16 @@ def _is_told(arm: str, name: str, config: dict) -> bool:
 
 def _baseline(table: pd.DataFrame, baseline: str) -> pd.Series:
     """The baseline's top1 beside each row; NaN where there is none."""
+    parts = [_baseline_of_one(part, baseline) for _, part in table.groupby("setting")]
+    return pd.concat(parts) if parts else pd.Series(dtype=float)
+
+
+def _baseline_of_one(table: pd.DataFrame, baseline: str) -> pd.Series:
+    """The same within one setting: by regime and seed, and by rate where the baseline was trained at several."""
     base = table[table.arm.isin([baseline, f"{baseline}_cutmix"])]
     if base.layer.nunique() > 1:
         raise ValueError(f"baseline {baseline!r} is read at two output layers; choose an arm that has one")
-    key = ["setting", "regime", "seed"]
+    key = ["regime", "seed"]
     if base.duplicated(key).any():
         key.append("lr")
     values = base.drop_duplicates(key).set_index(key).top1
@@ -302,13 +309,21 @@ def lead(table: pd.DataFrame, family: str, layer: str) -> str:
 
 
 def caveat(table: pd.DataFrame) -> str:
-    """What so many seeds can decide, in a sentence: fewer than six are a demonstration."""
+    """What so many seeds an arm can decide, in a sentence: fewer than six are a demonstration.
+
+    table: rows with a seed, and what tells arms apart: arm, variant and setting, or stage and network, or reading.
+    """
     if table.empty:
         return "Nothing has run yet."
-    seeds = table.seed.nunique()
-    if seeds < 6:
-        return f"Few seeds ({seeds}): a demonstration, which decides nothing."
-    return f"{seeds} paired seeds an arm; notebook 07 has the verdicts."
+    names = [name for name in ("setting", "arm", "variant", "stage", "network", "reading") if name in table]
+    seeds = table.groupby(names).seed.nunique()
+    fewest, most = seeds.min(), seeds.max()
+    told = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    if most < FEW:
+        return f"Few seeds ({told}): a demonstration, which decides nothing."
+    if fewest < FEW:
+        return f"{told} seeds an arm: those with fewer than {FEW} decide nothing; notebook 07 has the verdicts."
+    return f"{told} paired seeds an arm; notebook 07 has the verdicts."
 
 
 def faults(runs: Sequence[Run]) -> list[str]:
@@ -353,18 +368,19 @@ def runs_tables(folder: str, results: Path = RESULTS) -> str:
 
 def _told_of(settings: Sequence[dict]) -> list[str]:
     """The fields that a table's caption tells: what every reader asks for, and in what the settings differ."""
-    always = ["dataset", "train_images", "eval_split", "backbone", "epochs"]
+    always = ["dataset", "train_images", "eval_split", "backbone", "epochs", "autocast"]
     names = set().union(*settings) - set(always)
     return always + [name for name in sorted(names) if _differs(name, settings)]
 
 
 def _runs_table(group: pd.DataFrame) -> str:
-    lines = ["| arm, layer read | last epoch: mean (seeds) | best epoch: mean | last minus GAP-FC's (seeds) |"]
-    lines.append("|---|---|---|---|")
+    lines = ["| arm, layer read | rate | last epoch: mean (seeds) | best epoch: mean | last minus GAP-FC's (seeds) |"]
+    lines.append("|---|---|---|---|---|")
     for (arm, variant, layer), part in group.groupby(["arm", "variant", "layer"], sort=True):
         part = part.sort_values("seed")
         cells = [
             f"`{arm}`{_in_brackets(variant)}, {layer}",
+            f"{part.lr.iloc[0]:g}",
             _each(part, "top1", ".2f"),
             f"{part.best.mean():.2f}",
             _each(_compared(part), "delta", "+.2f"),

@@ -445,7 +445,7 @@ def _largest(shares: Sequence[float], names: Sequence[str], above: float = -1) -
     """The two largest shares in words; above: only what is larger."""
     pairs = zip(shares, names, strict=True)
     ranked = sorted(pairs, reverse=True)
-    told = [f"{name} {100 * share:.0f} %" for share, name in ranked[:2] if share > above]
+    told = [f"“{name}” {100 * share:.0f} %" for share, name in ranked[:2] if share > above]
     return ", ".join(told)
 
 

@@ -7,6 +7,7 @@ from saol_lib.evidence.choosing import (
     READ,
     Scores,
     best_rate,
+    edges,
     precision_chosen,
     precisions,
     rates,
@@ -63,9 +64,12 @@ def test_the_regime_is_the_first_with_a_whole_point(place):
 
 
 def test_each_family_takes_its_best_rate_of_the_layer_that_is_read(place):
+    assert edges() == "Rates are not decided yet."
     assert set(rates().chosen) == {"not decided yet"} and len(rates()) == len(READ) == 6
     best = dict(zip(READ, (0.1, 0.2, 0.4, 0.2, 0.1, 0.2), strict=True))
     save(place, "rates", lambda config: 60 + config.seed + 5 * (config.lr == best[config.arm]))
+    told = "2 of 6 families of arms chose 0.1, 1 of 6 families of arms chose 0.4, an edge of the rates tried: "
+    assert edges() == f"{told}**better ones may lie beyond**."
     table = rates()
     assert table.chosen.tolist() == ["0.1 (an edge)", "0.2", "0.4 (an edge)", "0.2", "0.1 (an edge)", "0.2"]
     assert table[0.2].iloc[1] == "65.50 (65.0, 66.0) *" and table[0.1].iloc[1] == "60.50 (60.0, 61.0)"

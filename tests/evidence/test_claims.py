@@ -7,7 +7,7 @@ import pytest
 import yaml
 from made_runs import gap, make
 
-from saol_lib.evidence import benchmark, claims
+from saol_lib.evidence import benchmark, claims, readme
 from saol_lib.evidence.claims import Case, Claim, Count, Found, Plan, Side, judge, judge_counts, load_claims, verdicts
 from saol_lib.evidence.statistics import describe
 from saol_lib.training.config import ARMS, RunConfig
@@ -134,7 +134,8 @@ def test_the_rule(tests, options, word, direction):
 
 
 def test_verdicts_say_what_they_rest_on():
-    assert str(one(GAIN[:5])) == "incomplete (5 of 6)" and str(one(GAIN, GAIN[:1])) == "incomplete (1 of 6)"
+    assert str(one(GAIN[:5])) == "incomplete (5 of 6)" and str(one(GAIN[:2], GAIN[:1])) == "incomplete (1 of 6)"
+    assert str(one(GAIN, GAIN[:1])) == "incomplete (1 of 6, 1 of 2 tests whole)"
     assert str(one(GAIN)).startswith("supported, Holm p = 0.00")
     text = str(one(WIDE))
     seeds = int(text.removeprefix("inconclusive: about ").removesuffix(" seeds would decide it"))
@@ -255,6 +256,26 @@ def test_removing_one_run_makes_its_claim_incomplete(results):
     assert words(results)["C4"] == "incomplete (11 of 12)"
 
 
+def test_what_is_shown_of_a_claim_is_its_clearest_test_and_what_waits_is_told(results):
+    held = case(LOSS, [3 * value for value in GAIN], needs=1, of=["branch", "attention"])
+    assert readme._clearest(held.claim, held.found, holds=True) is held.found[1]
+    assert readme._clearest(held.claim, held.found, holds=False) is held.found[0]
+    save(results, make([60 + 0.1 * i for i in range(12)], "saol", **SETTINGS))
+    told = readme.verdict_box(readme.Judged(results)).splitlines()[-1]
+    assert told.startswith("Tests that have all their seeds, while their claim waits for others: **C1**, “SAOL beats ")
+    assert told.endswith("ResNet: -9.62 [-9.86, -9.39], n = 12 (percentage points, 95 % interval).")
+
+
+def test_the_p_values_of_a_claim_with_a_margin_are_those_of_its_margin():
+    behind = [-0.3, -0.31, -0.29, -0.3, -0.32, -0.28]
+    found = case(behind, margin=1.0)
+    assert claims.threshold(found.claim) == -1.0
+    row = readme._test_row("C", found.found[0], claims.threshold(found.claim)).split(" | ")
+    assert row[2].startswith("-0.30 [") and float(row[4]) < 0.001 and float(row[5]) == pytest.approx(1 / 64, abs=1e-4)
+    row = readme._test_row("C", found.found[0], bar=0.0).split(" | ")
+    assert float(row[4]) > 0.99 and float(row[5]) == 1
+
+
 def test_a_run_of_a_further_seed_is_not_read(results):
     before = words(results)
     save(results, make([0.0] * 14, "saol_cutmix", **SETTINGS)[12:])
@@ -356,7 +377,7 @@ def test_fifty_paper_runs_move_their_rows_paper_column_alone(results):
     assert after[0] == before[0]
     moved = {name for name in after[1] if after[1][name] != before[1][name]}
     assert moved == {"C1", "C2", "C3"}, "those that these arms are about"
-    assert after[1]["C1"] == "incomplete (0 of 5)"  # CIFAR-100 has not run
+    assert after[1]["C1"] == "incomplete (0 of 5, 3 of 6 tests whole)"  # CIFAR-100 has not run
 
 
 def test_different_sources_are_refused_by_name(results):

@@ -75,6 +75,8 @@ def test_the_imagenet_profile_has_the_runs_that_the_claims_read():
     """With the values that are still to be chosen filled in from the profile, every side has its eight seeds."""
     configs, folder = notebook_runs(ROOT / "notebooks/profiles/imagenet/02.yaml")
     assert folder == "results/imagenet"
+    measured_on, place = notebook_runs(ROOT / "notebooks/profiles/imagenet/03.yaml")
+    assert (measured_on, place) == (configs, folder), "notebook 03 would train networks of its own"
     tests = [test for claim in load_claims().claims for test in claim.cpu.tests if test.results == "imagenet"]
     assert len(tests) == 2 + 6 + 2 + 2, "C6, C12a, C13, C15"
     for test in tests:

@@ -6,11 +6,12 @@ import torch
 from made_runs import gap, make
 
 from saol_lib.data import load
-from saol_lib.evidence import gallery, located, made_data
+from saol_lib.evidence import compare, gallery, located, made_data
+from saol_lib.evidence.measures import load_measures, save_measure
 from saol_lib.localization import area_share
 from saol_lib.training.config import RunConfig, finetuning
 from saol_lib.training.loop import train
-from saol_lib.training.runs import save_run
+from saol_lib.training.runs import load_runs, save_run
 from saol_lib.training.study import run_stages
 
 SCORES = {"box_acc_30": 80.0, "box_acc_50": 50.0, "box_acc_70": 20.0, "max_box_acc": 50.0, "gt_known": 40.0}
@@ -38,6 +39,13 @@ def table(tmp_path):
     return located.boxes_table({"fine-tuned": [*saol, *base], "enlarged": []}, tmp_path)
 
 
+@pytest.fixture
+def measured(monkeypatch):
+    """The runs that `table` has measures of; each of their networks gives only the maps that were measured there."""
+    monkeypatch.setattr(located, "READS", {"saol": ("saol", "attention"), "gap": ("cam",)})
+    return {"fine-tuned": [*make([70.0, 71.0]), *gap([70.0, 70.0])]}
+
+
 def test_boxes_that_look_at_nothing_stand_on_top(table):
     shown = located.box_numbers(table)
     assert [name for _, name in shown.index] == ["whole image", "best centred box", "CAM", "A · Y", "A alone (ours)"]
@@ -54,11 +62,45 @@ def test_the_result_says_what_is_not_above_the_best_box_that_looks_at_nothing(ta
     assert spread.loc[("fine-tuned", "SAOL")].tolist() == [60.0, 40.0, 1.5, 2.0, 30.0]
 
 
-def test_missing_and_impossible_measures_are_told(table):
-    assert located.box_faults(table, 2) == []
-    assert "measured for 2 of 3 seeds" in located.box_faults(table, 3)[0]
-    (fault,) = located.box_faults(table.assign(box_acc_70=[90.0, *[20.0] * (len(table) - 1)]), 2)
+def test_missing_and_impossible_measures_are_told(table, measured):
+    assert located.box_faults(table, measured) == []
+    (fault,) = located.box_faults(table.assign(box_acc_70=[90.0, *[20.0] * (len(table) - 1)]), measured)
     assert "stricter" in fault
+
+    one_seed_short = table[~((table.method == "saol") & (table.seed == 1))]
+    assert located.box_faults(one_seed_short, measured) == ["fine-tuned, SAOL, saol: not measured for 1 of 2 seeds"]
+    without_saol = located.box_faults(table[table.network != "SAOL"], measured)
+    assert [fault.split(":")[0] for fault in without_saol] == ["fine-tuned, SAOL, saol", "fine-tuned, SAOL, attention"]
+    assert len(located.box_faults(table, measured | {"enlarged": make([70.0], start="saol-s0-x")})) == 2
+
+
+def test_doubling_is_paired_by_seed(tmp_path):
+    before = make([1.0, 1.0], epochs=8)
+    after = make([1.0, 1.0, 1.0], epochs=9)
+    for run, v2 in zip([*before, *after], (50.0, 60.0, 52.0, 61.0, 90.0), strict=True):
+        measure(tmp_path, run, "saol", v2)
+    table = located.boxes_table({"continued": before, "enlarged": after}, tmp_path)
+    assert located._by_doubling(table).endswith("by doubling the output: SAOL +1.5.")
+
+
+def test_the_curves_are_those_of_all_measures_whoever_has_the_weights(tmp_path):
+    for run, height in zip(make([70.0, 71.0]), (40.0, 60.0), strict=True):
+        curve = [{"threshold": level, "box_acc": height * (1 - level)} for level in (0.0, 0.5)]
+        save_measure(run, tmp_path, "localization", "saol", SCORES | ERRORS, {"images": 9}, curve)
+    table = located.boxes_table({"fine-tuned": make([70.0, 71.0])}, tmp_path)
+    (line,) = located.curves_figure(table).axes[0].lines
+    assert line.get_label() == "SAOL: A · Y" and line.get_ydata().tolist() == [50.0, 25.0]
+    assert located.curves_figure(table[table.seed == 5]) is None
+
+
+def test_measures_that_were_taken_otherwise_are_not_compared(tmp_path):
+    for run, images in zip([*make([70.0]), *gap([70.0])], (1500, 100), strict=True):
+        save_measure(run, tmp_path, "localization", "saol", {"max_box_acc_v2": 50.0}, {"images": images})
+    both = [found for _, _, found in load_measures(tmp_path, "localization")]
+    assert [name for name, _, _ in load_measures(tmp_path, "localization")] == [gap([70.0])[0].id, make([70.0])[0].id]
+    with pytest.raises(ValueError, match="the runs differ in measured"):
+        compare(both[:1], both[1:], "max_box_acc_v2")
+    assert not list(load_measures(tmp_path, "cutmix_pairs"))
 
 
 def test_nothing_measured_is_a_sentence(tmp_path):
@@ -81,20 +123,23 @@ def test_from_networks_to_boxes_tables_and_figures(tmp_path):
     finished = run_stages(stages, tmp_path, progress=False)
     found = located.measure_boxes(finished, tmp_path, images=40, thresholds=20)
     table = located.boxes_table(finished, tmp_path)
-    assert located.box_faults(table, 1) == [] and located.cam_is_grad_cam(finished, tmp_path)
+    assert located.box_faults(table, finished) == []
     assert set(table.stage) == {"fine-tuned", "continued", "enlarged"}
     saol = table[table.network == "SAOL + L_SD"]
     assert set(saol.method) == {"saol", "saol_log", "attention", "spatial", "cam", "grad_cam"}
 
-    figure = located.curves_figure(finished, found, table)
+    figure = located.curves_figure(table)
     assert [line.get_label() for line in figure.axes[0].lines][:2] == ["GAP-FC: CAM", "SAOL + L_SD: A · Y"]
     run = located.gallery_run(finished, tmp_path)
     assert run.config["enlarge"]
     assert located.gallery_figure(run, tmp_path, found[run.id, "saol"], images=40).axes
-    assert located.curves_figure(finished, {}, table) is None
+    levels, heights = figure.axes[0].lines[0].get_data()
+    own = found[finished["fine-tuned"][0].id, "cam"].accuracy
+    assert levels.tolist() == pytest.approx(own.thresholds.tolist())
+    assert heights.tolist() == pytest.approx(own.curve.tolist(), abs=0.006)
 
     alone = table[table.network != "none"]  # no network with a GAP-FC layer alone: nothing to hold the maps against
-    labels = [line.get_label() for line in located.curves_figure(finished, found, alone).axes[0].lines]
+    labels = [line.get_label() for line in located.curves_figure(alone).axes[0].lines]
     assert len(labels) == 2 and not set(labels) & set(located.BLIND)
     first, _ = located.box_result(alone)
     assert first.startswith("MaxBoxAccV2, without the boxes that look at nothing") and "above" not in first
@@ -136,7 +181,7 @@ def test_each_picture_is_held_against_its_own_boxes_where_some_are_damaged(
 ):
     monkeypatch.setattr(located, "_BATCH", 2)  # the damaged one lies in the first of several
     config, run, results = with_a_damaged_picture
-    finished = {"fine-tuned": located.load_runs(results)}
+    finished = {"fine-tuned": load_runs(results)}
     found = located.measure_boxes(finished, results, config.data_dir, images, thresholds=10)
 
     split = load("imagenet", config.data_dir, image_size=32, skip_damaged=True).test

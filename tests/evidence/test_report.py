@@ -36,6 +36,16 @@ def test_parts_show_the_runs_of_the_study(results):
     assert "| study | 6 | 3.0 |" in report.compute() and "3.0 core-hours in all" in report.compute()
 
 
+def test_curves_and_costs_are_of_runs_with_every_option_at_its_default(results):
+    for run in make([72.0]) + make([20.0], blocks=1) + make([30.0], kernel_size=1):
+        save_run(results / "study", run._replace(epochs=[{"epoch": 1, "top1_saol": run.metrics["top1_saol_last"]}]))
+    report = Report(results)
+    lines = [list(line.get_ydata()) for line in report.curves().axes[0].lines]
+    assert [values for values in lines if values] == [[72.0]]
+    names = [text.get_text() for text in report.cost_against_accuracy().legends[0].texts]
+    assert names == ["SAOL, SAOL read, without CutMix"]
+
+
 def test_links_of_the_claims_lead_from_the_notebooks_folder(results):
     links = set(re.findall(r"\]\(([^)]+)\)", Report(results).claims()))
     assert len(links) > 5 and all((RESULTS.parent / "notebooks" / link).exists() for link in links)

@@ -61,6 +61,13 @@ def test_pairs_never_cross_settings_sources_or_data(change):
     assert table.setting.nunique() == 2 and table[table.arm == "saol"].delta.isna().all()
 
 
+def test_rates_that_were_tried_in_one_setting_do_not_part_the_pairs_of_another():
+    study = gap([70.0, 71.0], lr=0.1) + make([72.0, 74.0], lr=0.4)
+    tried = [run for lr in (0.1, 0.2) for run in gap([60.0, 61.0], lr=lr, eval_split="held_out", train_images=900)]
+    table = paired(study + tried)
+    assert table[table.arm == "saol"].delta.tolist() == [2.0, 3.0]
+
+
 def test_two_runs_of_one_arm_and_seed_are_refused():
     with pytest.raises(ValueError, match="two runs of arm saol share a seed"):
         paired(make([1.0]) + make([2.0]))
@@ -71,8 +78,8 @@ def test_runs_tables_show_every_seed_both_epochs_and_the_paired_difference(tmp_p
         save_run(tmp_path / "cpu", run)
     save_run(tmp_path / "cpu", make([1.0] * 3, status="failed")[2])
     text = runs_tables("cpu", tmp_path)
-    assert "| `saol`, SAOL | 73.00 (0: 72.00, 1: 74.00) | 74.00 | +2.50 (0: +2.00, 1: +3.00) |" in text
-    assert "| `gap_fc`, GAP-FC | 50.33 (0: 70.00, 1: 71.00, 2: 10.00) | 51.33 | – |" in text
+    assert "| `saol`, SAOL | 0.1 | 73.00 (0: 72.00, 1: 74.00) | 74.00 | +2.50 (0: +2.00, 1: +3.00) |" in text
+    assert "| `gap_fc`, GAP-FC | 0.1 | 50.33 (0: 70.00, 1: 71.00, 2: 10.00) | 51.33 | – |" in text
     assert "dataset: digits" in text and "; 2.5 h of training" in text and "| 1.00" not in text
     assert runs_tables("paper", tmp_path) == "not run yet"
 
@@ -148,6 +155,8 @@ def test_few_seeds_are_called_a_demonstration():
     assert caveat(paired([])) == "Nothing has run yet."
     assert "decides nothing" in caveat(paired(gap([70.0] * 5)))
     assert caveat(paired(gap([70.0] * 6))).startswith("6 paired seeds")
+    unequal = caveat(paired(gap([70.0] * 12) + make([72.0] * 2)))
+    assert unequal.startswith("2 to 12 seeds an arm: those with fewer than 6 decide nothing")
 
 
 def test_failed_runs_and_chance():

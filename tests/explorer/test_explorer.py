@@ -153,10 +153,10 @@ def test_a_picture_of_unknown_class_is_called_unknown_everywhere(widget):
     state = widget.state
     area = (state.box[2] - state.box[0]) * (state.box[3] - state.box[1]) / 1024
     assert widget.numbers["unknown"] == pytest.approx(1 - area)
-    told = f"true shares of the area: unknown {100 - 100 * area:.0f} %, {SCENES.labels[1]} {100 * area:.0f} %"
+    told = f"true shares of the area: “unknown” {100 - 100 * area:.0f} %, “{SCENES.labels[1]}” {100 * area:.0f} %"
     assert lens.summary(state).endswith(told) and widget.render(state).get_suptitle().endswith(told)
     ask(widget, box=[0, 0, 0, 0])
-    assert lens.summary(widget.state).endswith("true shares of the area: unknown 100 %")
+    assert lens.summary(widget.state).endswith("true shares of the area: “unknown” 100 %")
     ask(widget, base=0)
     assert widget.numbers["unknown"] == 0 and "unknown" not in lens.summary(widget.state)
 
