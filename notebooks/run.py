@@ -33,7 +33,7 @@ from saol_lib.training import in_training, load_runs, notebook_runs, read_change
 from saol_lib.training.runs import load_finished, run_id, source_hash
 
 QUICK = "quick"
-LINK = re.compile(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)")  # ](target#place), but for addresses
+LINK = re.compile(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)")  # ](file#place), no web address
 
 
 class Occupied(RuntimeError):
@@ -209,6 +209,10 @@ def _tidy(path, parameters, written_in, read_in):
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = relink(cell.source, written_in, read_in)
+        for output in cell.get("outputs", ()):
+            shown = output.get("data", {})
+            if "text/markdown" in shown:
+                shown["text/markdown"] = relink(shown["text/markdown"], written_in, read_in)
     text = nbformat.writes(notebook)
     folder = parameters.get("data_dir")
     if folder:
@@ -375,7 +379,13 @@ def main(argv=None):
     replicating.add_argument("--only", help="one notebook's number, such as 01, or one experiment of the profile")
     replicating.add_argument("--results", help="another results folder than results/PROFILE")
     replicating.add_argument("--workers", type=int, help="processes that decode images")
-    replicating.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an experiment's setting")
+    replicating.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what --only names takes instead",
+    )
     refreshing = commands.add_parser("refresh", help="execute notebooks in place, quick profile")
     refreshing.add_argument("notebooks", nargs="*", type=Path, help="these only")
     commands.add_parser("check", help="say what keeps notebooks and profiles from being committed")

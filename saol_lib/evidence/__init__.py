@@ -8,7 +8,7 @@ _HOME = {
     "beyond": ("attention_by_arm",),
     "checks": ("CheckFailed", "check"),
     "choosing": ("precision_chosen", "precisions", "rates", "regime_chosen", "regimes"),
-    "gallery": ("attention_in_boxes", "attention_pictures", "evaluated_on", "explorer_of"),
+    "gallery": ("attention_in_boxes", "attention_pictures", "evaluated_on"),
     "parameters": ("configs_of", "finished_of", "finished_stages", "stages_of"),
     "plans": ("finished", "planned", "progress"),
     "report": ("show",),

@@ -84,8 +84,10 @@ def rates(profile: str = "pilot") -> pd.DataFrame | str:
         family = f"{name} {regime}, {LAYERS[READ[arm]]} read"
         best = best_rate(by_rate)
         cells = {rate: _cell(scores, rate == best) for rate, scores in by_rate.items()}
-        ends = (min(by_rate), max(by_rate))
-        cells["chosen"] = "not decided yet" if best is None else f"{best}" + (" (an edge)" if best in ends else "")
+        if best is None:
+            cells["chosen"] = "not decided yet"
+        else:
+            cells["chosen"] = f"{best} (an edge)" if _is_edge(best, by_rate) else f"{best}"
         rows[family] = cells
     return pd.DataFrame(rows).T.rename_axis("family")
 
@@ -97,7 +99,7 @@ def edges(profile: str = "pilot") -> str:
     if not chosen or None in chosen.values():
         return "Rates are not decided yet."
 
-    at_edge = [best for arm, best in chosen.items() if best in (min(found[arm]), max(found[arm]))]
+    at_edge = [best for arm, best in chosen.items() if _is_edge(best, found[arm])]
     if not at_edge:
         return "No family of arms chose a rate at an edge of those tried."
     told = [f"{count} of {len(found)} families of arms chose {rate}" for rate, count in Counter(at_edge).items()]
@@ -138,6 +140,10 @@ def best_rate(by_rate: dict[float, Scores]) -> float | None:
     if not all(scores.complete for scores in by_rate.values()):
         return None
     return max(sorted(by_rate), key=lambda rate: by_rate[rate].mean)
+
+
+def _is_edge(rate: float, by_rate: dict[float, Scores]) -> bool:
+    return rate in (min(by_rate), max(by_rate))
 
 
 def _compared(first: Scores, second: Scores) -> tuple[str, ...]:

@@ -323,13 +323,13 @@ def _undecidable(case: Case) -> Verdict | None:
 
 
 def _how_far(case: Case) -> str:
-    """The pairs of the test that has the fewest; of a claim with several tests how many have all, too."""
+    """The pairs of the test that has the fewest; of a claim with several tests also how many are complete."""
     tests = [*case.found, *case.control]
     worst = min(tests, key=lambda one: one.pairs / one.test.seeds)
     told = f"{worst.pairs} of {worst.test.seeds}"
     whole = sum(one.complete for one in case.found)
     if whole and len(case.found) > 1:
-        told += f", {whole} of {len(case.found)} tests whole"
+        told += f", {whole} of {len(case.found)} tests complete"
     return told
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -12,17 +11,12 @@ from torch import Tensor
 
 from saol_lib.data import Dataset, Files, Split, select
 from saol_lib.evidence.figures import NO_WEIGHTS, attention_grid, kept
-from saol_lib.explorer.lens import Lens
-from saol_lib.explorer.pictures import Pictures
+from saol_lib.evidence.located import with_weights
 from saol_lib.localization import area_share, mass_inside
 from saol_lib.training.config import ARMS, RunConfig
 from saol_lib.training.recipe import batches, load_model
-from saol_lib.training.runs import Run, resolve
+from saol_lib.training.runs import Run
 
-if TYPE_CHECKING:
-    from saol_lib.explorer import AttentionExplorer
-
-PICTURES = 30  # in the explorer, of as many classes
 MOST = 10_000  # images on which `attention_in_boxes` measures every network, on a CPU
 
 
@@ -43,13 +37,7 @@ def first_of_each_class(labels: Tensor, most: int = 6) -> Tensor:
 
 def attentive_here(runs: Sequence[Run], results: str | Path) -> list[Run]:
     """The runs with a SAOL whose weights lie beside them, as checkpoints."""
-    checkpoints = resolve(results) / "checkpoints"
-    here = []
-    for run in runs:
-        has_saol = "saol" in ARMS[run.config["arm"]].heads
-        if has_saol and any((checkpoints / run.id).glob("*.safetensors")):
-            here.append(run)
-    return here
+    return [run for run in with_weights(runs, results) if "saol" in ARMS[run.config["arm"]].heads]
 
 
 def attention_pictures(
@@ -77,30 +65,6 @@ def _attention(run: Run, results: str | Path, dataset: Dataset) -> Figure:
     boxes = None if evaluation.boxes is None else evaluation.boxes[index]
     titles = [dataset.classes[label] for label in evaluation.labels[index]]
     return attention_grid(images, outputs.attention, boxes, titles)
-
-
-def explorer_of(runs: Sequence[Run], results: str | Path, dataset: Dataset) -> "AttentionExplorer | None":
-    """The explorer on the first attentive network that is here, with an evaluation image of each class; else None.
-
-    The network sees the pictures as in training, enlarged and scaled alike. Of several boxes an image the first counts.
-    """
-    from saol_lib.explorer import AttentionExplorer  # of an extra that the rest does without
-
-    here = attentive_here(runs, results)
-    if not here:
-        return None
-    config = RunConfig.of(**here[0].config)
-    evaluation = evaluated_on(config, dataset)
-    _, pixels = batches(config, dataset, torch.device("cpu"))
-    index = first_of_each_class(evaluation.labels, most=PICTURES)
-    boxes = None
-    if evaluation.boxes is not None:
-        boxes = evaluation.boxes[index].view(len(index), -1, 4)[:, 0]
-
-    pictures = Pictures(evaluation.pictures(index), evaluation.labels[index], boxes)
-    model = load_model(here[0], results, "cpu")
-    lens = Lens(model, pictures, dataset.classes, scaling=pixels.normalise)
-    return AttentionExplorer.of({here[0].config["arm"]: lens})
 
 
 def attention_in_boxes(runs: Sequence[Run], results: str | Path, dataset: Dataset) -> pd.DataFrame | str:

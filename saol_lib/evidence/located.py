@@ -298,9 +298,12 @@ def box_faults(table: pd.DataFrame, finished: Mapping[str, Sequence[Run]]) -> li
     return faults
 
 
-def _wanted(finished: Mapping[str, Sequence[Run]]) -> dict[tuple[str, str, str], list[int]]:
-    """The seeds by stage, network and method that `measure_boxes` gives with all weights."""
-    wanted: dict[tuple[str, str, str], list[int]] = {}
+def _wanted(finished: Mapping[str, Sequence[Run]]) -> dict[tuple[str, str, str], set[int]]:
+    """The seeds by stage, network and method that `measure_boxes` gives with all weights.
+
+    The boxes that look at nothing are no network's: those of one are enough.
+    """
+    wanted: dict[tuple[str, str, str], set[int]] = {}
     for stage in STAGES:
         for run in finished.get(stage, ()):
             methods = methods_of(run)
@@ -308,7 +311,7 @@ def _wanted(finished: Mapping[str, Sequence[Run]]) -> dict[tuple[str, str, str],
                 methods += BLIND
             for method in methods:
                 place = stage, _network(run, method), method
-                wanted.setdefault(place, []).append(run.config["seed"])
+                wanted.setdefault(place, set()).add(run.config["seed"])
     return wanted
 
 

@@ -4,14 +4,20 @@ Weights are not in git, and runs finish in several sessions: each measure stands
 are drawn from all of them, whoever's weights are here.
 """
 
-import ast
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from saol_lib.training.files import LIBRARY
-from saol_lib.training.runs import Run, load_runs, resolve, run_id, save_run
+from saol_lib.training.runs import (  # what is private there is in the study's hash: it is renamed after the study
+    Run,
+    _code,
+    load_runs,
+    resolve,
+    run_id,
+    save_run,
+)
 
 
 def save_measure(
@@ -46,9 +52,8 @@ def load_measures(results: str | Path, measure: str) -> Iterator[tuple[str, str,
 
 @cache
 def measuring_hash() -> str:
-    """A hash of the code of `saol_lib.localization`, which measures; comments and layout do not count."""
+    """A hash of the code of `saol_lib.localization`, which measures; comments, docstrings and layout do not count."""
     digest = hashlib.sha256()
     for path in sorted((LIBRARY / "localization").glob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        digest.update(ast.unparse(tree).encode())
+        digest.update(_code(path.read_text(encoding="utf-8")).encode())
     return digest.hexdigest()[:16]

@@ -50,7 +50,7 @@ class Judged:
 def verdict_box(judged: Judged) -> str:
     """How many claims held, did not, are undecided: a column a scale; then the surest result for and against.
 
-    Last what an undecided claim's tests say that have all their seeds already.
+    Last the complete tests, at CPU scale, of claims that still wait for others.
     """
     lines = ["| | at CPU scale | at the paper's scale |", "|---|---|---|"]
     for name, words in BOX.items():
@@ -66,7 +66,7 @@ def verdict_box(judged: Judged) -> str:
     lines += ["", f"The surest result against it {surest_against}"]
     whole = _whole_tests(judged)
     if whole:
-        words = "Tests that have all their seeds, while their claim waits for others"
+        words = "At CPU scale these tests have all their seeds, while their claims wait for others"
         lines += ["", f"{words}: {'; '.join(whole)} (percentage points, 95 % interval)."]
     return "\n".join(lines)
 
@@ -240,14 +240,17 @@ def results_page(judged: Judged) -> str:
         "The claims, their tests and the rule of the verdicts: [claims.yaml](claims.yaml).",
         "## Tests of the claims",
     ]
+    by_margin = [claim.id for claim in judged.ledger.claims if claim.margin is not None]
     parts.append(
         "Differences a - b in percentage points, paired by seed; p: one-sided, unadjusted, in the claim's direction; "
-        "of C12a, that a is not more than the margin behind."
+        f"of {', '.join(by_margin)}, that a is not more than the margin behind."
     )
     for scale in SCALES:
         parts += [f"### Scale: {scale}", tests_table(judged, scale)]
     parts += ["## Arms in words", glossary()]
-    parts.append("A second name in brackets is an option that differs from its default, or a rate of several.")
+    parts.append(
+        "A second name in brackets is an option that differs from its default, or its rate, where several were tried."
+    )
     parts.append("## Runs")
     parts.append(
         "The last epoch counts. The best evaluated one was chosen on the images it is measured on: it decides nothing, "

@@ -57,7 +57,7 @@ class Report:
         return glossary()
 
     def choices(self) -> str:
-        """How the rules of the pilot chose regime, rates and precision, and which rates lie at an edge."""
+        """How rules chose regime, rates and precision, and which rates lie at an edge: of this repository's profiles."""
         told = [
             f"CIFAR-10: {choosing.regime_chosen()}",
             f"CIFAR-10: {choosing.edges()}",
@@ -67,7 +67,7 @@ class Report:
         return "\n".join(f"- {sentence}" for sentence in told)
 
     def rates(self, profile: str) -> pd.DataFrame | str:
-        """What every family of arms scored at every rate of a profile's rates.yaml."""
+        """What every family of arms scored at every rate of a profile's rates.yaml, in that profile's own folder."""
         return choosing.rates(profile)
 
     def compute(self) -> str:

@@ -133,7 +133,7 @@ def _fault(run: Run) -> str | None:
 def load_runs(results: str | Path, folder: str = "runs") -> list[Run]:
     """The finished runs of a results folder, in the order of their names; failed ones enter no table.
 
-    None where there is no such folder. Raises ValueError for a file that is damaged or no run.
+    An empty list where there is no such folder. Raises ValueError for a file that is damaged or no run.
     """
     paths = sorted((resolve(results) / folder).glob("*.json"))
     runs = [load_run(path) for path in paths]

@@ -135,7 +135,7 @@ def test_the_rule(tests, options, word, direction):
 
 def test_verdicts_say_what_they_rest_on():
     assert str(one(GAIN[:5])) == "incomplete (5 of 6)" and str(one(GAIN[:2], GAIN[:1])) == "incomplete (1 of 6)"
-    assert str(one(GAIN, GAIN[:1])) == "incomplete (1 of 6, 1 of 2 tests whole)"
+    assert str(one(GAIN, GAIN[:1])) == "incomplete (1 of 6, 1 of 2 tests complete)"
     assert str(one(GAIN)).startswith("supported, Holm p = 0.00")
     text = str(one(WIDE))
     seeds = int(text.removeprefix("inconclusive: about ").removesuffix(" seeds would decide it"))
@@ -262,7 +262,7 @@ def test_what_is_shown_of_a_claim_is_its_clearest_test_and_what_waits_is_told(re
     assert readme._clearest(held.claim, held.found, holds=False) is held.found[0]
     save(results, make([60 + 0.1 * i for i in range(12)], "saol", **SETTINGS))
     told = readme.verdict_box(readme.Judged(results)).splitlines()[-1]
-    assert told.startswith("Tests that have all their seeds, while their claim waits for others: **C1**, “SAOL beats ")
+    assert "these tests have all their seeds, while their claims wait for others: **C1**, “SAOL beats " in told
     assert told.endswith("ResNet: -9.62 [-9.86, -9.39], n = 12 (percentage points, 95 % interval).")
 
 
@@ -377,7 +377,7 @@ def test_fifty_paper_runs_move_their_rows_paper_column_alone(results):
     assert after[0] == before[0]
     moved = {name for name in after[1] if after[1][name] != before[1][name]}
     assert moved == {"C1", "C2", "C3"}, "those that these arms are about"
-    assert after[1]["C1"] == "incomplete (0 of 5, 3 of 6 tests whole)"  # CIFAR-100 has not run
+    assert after[1]["C1"] == "incomplete (0 of 5, 3 of 6 tests complete)"  # CIFAR-100 has not run
 
 
 def test_different_sources_are_refused_by_name(results):

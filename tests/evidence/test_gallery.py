@@ -5,10 +5,9 @@ import torch
 from IPython.display import Image
 
 from saol_lib import train
-from saol_lib.data import load, mean_and_std
+from saol_lib.data import load
 from saol_lib.evidence import gallery
 from saol_lib.training.config import RunConfig
-from saol_lib.training.recipe import load_model
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +53,3 @@ def test_the_share_in_the_boxes_is_that_of_every_evaluation_image(trained, tmp_p
     without = data._replace(test=data.test._replace(boxes=None))
     assert "no boxes" in gallery.attention_in_boxes(runs, home, without)
     assert "no boxes" in gallery.attention_in_boxes(runs, tmp_path, without), "without weights, too"
-
-
-def test_the_explorer_shows_a_run_as_it_was_trained(trained, tmp_path):
-    home, runs, data = trained
-    assert gallery.explorer_of(runs, tmp_path, data) is None
-    explorer = gallery.explorer_of(runs, home, data)
-    state = explorer.state
-    lens = explorer.lenses["saol"]
-    assert lens.pictures.labels.tolist() == list(range(10)) and lens.classes == data.classes
-    assert lens.pictures.boxes.shape == (10, 4)
-
-    image, _ = lens.mixed(state.scene)
-    mean, std = mean_and_std(data.train.images)
-    seen = (image / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-    model = load_model(runs[1], home, "cpu")
-    with torch.inference_mode():
-        expected = model(seen.float()[None]).saol_log_probs[0].exp()
-    assert explorer.numbers["saol"] == pytest.approx(expected.tolist(), abs=1e-5)

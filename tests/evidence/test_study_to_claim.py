@@ -167,7 +167,7 @@ def test_one_measure_less_is_one_pair_less(without_weights):
     by_saol[0].unlink()
     line = row(without_weights, "C14")
     assert line.count(f"n = 1 of {len(SEEDS)}") == 2 and line.count(f"n = {len(SEEDS)}") == 2
-    assert f"**incomplete (1 of {len(SEEDS)}, 2 of 4 tests whole)**" in line
+    assert f"**incomplete (1 of {len(SEEDS)}, 2 of 4 tests complete)**" in line
 
 
 def test_without_weights_what_was_measured_is_shown(measured, without_weights):
