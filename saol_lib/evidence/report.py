@@ -57,7 +57,7 @@ class Report:
         return glossary()
 
     def choices(self) -> str:
-        """How rules chose regime, rates and precision, and which rates lie at an edge: of this repository's profiles."""
+        """How the rules chose regime, rates and precision, edges told, in this repository's profiles."""
         told = [
             f"CIFAR-10: {choosing.regime_chosen()}",
             f"CIFAR-10: {choosing.edges()}",
