@@ -170,6 +170,19 @@ def test_every_link_and_picture_is_there(page):
     assert not missing, missing
 
 
+NOTEBOOKS = [path for path in sorted(ROOT.glob("*/**/[0-9]*.ipynb")) if path.parts[-2] not in ("quick", "own")]
+NOTEBOOKS = [path for path in NOTEBOOKS if not {".venv", ".ipynb_checkpoints"} & set(path.parts)]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_of_a_notebooks_text_is_there(path):
+    cells = json.loads(path.read_text())["cells"]
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    links = set(re.findall(r"\]\(([^)#:]+)\)", "\n".join(texts)))
+    missing = [link for link in links if not (path.parent / link).exists()]
+    assert not missing, missing
+
+
 def test_every_notebook_is_on_the_start_page_and_every_profile_on_theirs():
     notebooks = ROOT / "notebooks"
     told = set(re.findall(r"\]\(([\w.]+\.ipynb)\)", (notebooks / "README.md").read_text()))

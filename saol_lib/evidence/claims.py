@@ -318,7 +318,8 @@ def _undecidable(case: Case) -> Verdict | None:
     if not any(one.pairs for one in case.found):
         return Verdict("not run")
     if not case.complete:
-        return Verdict("incomplete", f" ({_how_far(case)})")
+        lost = "" if _may_hold(case) else "; it can no longer be supported"
+        return Verdict("incomplete", f" ({_how_far(case)}{lost})")
     return None
 
 
@@ -331,6 +332,12 @@ def _how_far(case: Case) -> str:
     if whole and len(case.found) > 1:
         told += f", {whole} of {len(case.found)} tests complete"
     return told
+
+
+def _may_hold(case: Case) -> bool:
+    """Whether the tests that are not complete, if all of them held, would be enough beside those that do."""
+    held = [not one.complete or _holds(case.claim, one.claimed) for one in case.found]
+    return _are_enough(case.plan, held)
 
 
 def passes(control: Sequence[Found]) -> bool:
@@ -365,12 +372,16 @@ def threshold(claim: Claim) -> float:
 def _decide(case: Case, in_favour: float, against: float, family: int) -> Verdict:
     claim = case.claim
     if in_favour <= LEVEL and _enough(case, lambda t: _holds(claim, t)):
-        return Verdict("supported", f", Holm p = {in_favour:.3f}", p_value=in_favour)
+        return Verdict("supported", f", Holm {_p_in_words(in_favour)}", p_value=in_favour)
     if against <= LEVEL and _excluded(case, lambda t: _opposite(claim, t)):
-        return Verdict("contradicted", f", Holm p = {against:.3f}", p_value=against)
+        return Verdict("contradicted", f", Holm {_p_in_words(against)}", p_value=against)
     if _excluded(case, lambda t: _too_small(claim, t)):
         return Verdict("smaller than that")
     return Verdict("inconclusive", f": about {_seeds(case, family)} seeds would decide it")
+
+
+def _p_in_words(p_value: float) -> str:
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
 
 
 def _holds(claim: Claim, test: Comparison) -> bool:
@@ -392,9 +403,13 @@ def _too_small(claim: Claim, test: Comparison) -> bool:
 
 def _enough(case: Case, holds: Callable[[Comparison], bool]) -> bool:
     """`needs` tests hold in `readings` readings."""
-    held = [holds(one.claimed) for one in case.found]
-    count = sum(sum(held[i] for i in group) >= case.plan.needs for group in case.plan.groups)
-    return count >= case.plan.readings
+    return _are_enough(case.plan, [holds(one.claimed) for one in case.found])
+
+
+def _are_enough(plan: Plan, held: Sequence[bool]) -> bool:
+    """held: of each test."""
+    count = sum(sum(held[i] for i in group) >= plan.needs for group in plan.groups)
+    return count >= plan.readings
 
 
 def _excluded(case: Case, fails: Callable[[Comparison], bool]) -> bool:

@@ -1,7 +1,6 @@
 """The figures: one style, colour-blind safe, every one a matplotlib `Figure`; and the tables they are drawn from."""
 
 import io
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -104,10 +103,38 @@ def effects(table: pd.DataFrame) -> Figure:
 def forest(table: pd.DataFrame) -> Figure:
     """Every effect with its 95 % interval, a row each of `tables.effects_table`; a tick is the smallest that counts.
 
-    Effects are drawn in the direction that is claimed: to the right of 0 agrees.
+    A panel each of `measure`: what boxes gain would hide what accuracies do. Effects are drawn in the direction that is
+    claimed: to the right of 0 agrees.
     """
+    names = table.claim + ": " + table.test
+    table = table.assign(row=[fill(name, 2 * NAME_WIDTH) for name in names])
+    parts = [part for _, part in table.groupby("measure", sort=False)]
+    heights = [0.14 * _lines(part) + 0.14 * len(part) for part in parts]  # inches: for each line, and between the rows
+    figure, axes = plt.subplots(
+        len(parts),
+        1,
+        figsize=(WIDTH, 0.6 + 0.7 * len(parts) + sum(heights)),
+        squeeze=False,
+        layout="constrained",
+        height_ratios=heights,
+    )
+    plt.close(figure)
+    for tile, part in zip(axes[:, 0], parts, strict=True):
+        _draw_effects(tile, part)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2)
+    return figure
+
+
+def _lines(table: pd.DataFrame) -> int:
+    """How many lines the names of the rows take."""
+    breaks = table.row.str.count("\n")
+    return len(table) + int(breaks.sum())
+
+
+def _draw_effects(tile: Axes, table: pd.DataFrame) -> None:
+    """The rows of one measure."""
     count = len(table)
-    figure, tile = _one_tile(0.9 + 0.28 * count)
     rows = range(count)
     mean = table["mean"]
     tile.errorbar(
@@ -129,34 +156,38 @@ def forest(table: pd.DataFrame) -> Figure:
         label="smallest effect that counts",
     )
     tile.axvline(0, color="0.3", linewidth=1)
-    tile.set_yticks(rows, labels=table.claim + ": " + table.test)
-    tile.set_xlabel("difference in the direction claimed (percentage points)")
+    tile.set_yticks(rows, labels=table.row)
+    tile.set_title(table.measure.iloc[0])
+    tile.set_xlabel("points in the direction claimed")
     tile.set_ylim(count - 0.5, -0.5)
-    figure.legend(loc="outside lower center", ncols=2)
-    return figure
 
 
 @plt.rc_context(STYLE)
 def slopes(runs: Sequence[Run], steps: Sequence[tuple[str, str]]) -> Figure:
-    """Accuracy (percent) of each seed, a line a seed, from step to step; a step is (arm, "SAOL" or "GAP-FC" read)."""
+    """Accuracy (percent) from step to step: a thin line a seed, a thick one the mean of the seeds that have every step.
+
+    A step is (arm, "SAOL" or "GAP-FC" read).
+    """
     table = paired(runs)
     table = table[table.variant == ""]
-    top1 = table.set_index(["arm", "layer", "seed"]).top1
-    seeds = sorted(top1.index.unique("seed"))
+    by_step = table.pivot(index="seed", columns=["arm", "layer"], values="top1")
+    by_step = by_step.reindex(columns=pd.MultiIndex.from_tuples(steps)).dropna(how="all")
     places = range(len(steps))
 
     figure, tile = _one_tile(3.6)
-    for seed, colour in zip(seeds, _colours(), strict=False):
-        values = []
-        for arm, layer in steps:
-            value = top1.get((arm, layer, seed), math.nan)
-            values.append(value)
-        tile.plot(places, values, "o-", color=colour, label=f"seed {seed}")
+    for place, values in enumerate(by_step.to_numpy()):
+        name = None if place else "one seed"
+        tile.plot(places, values, "o-", color="0.6", linewidth=1, markersize=3, label=name)
+    whole = by_step.dropna()
+    if len(whole):
+        name = f"mean of the {len(whole)} with every step"
+        tile.plot(places, whole.mean(), "o-", color=BLUE, linewidth=2.5, label=name)
 
     names = [_step_name(*step) for step in steps]
     tile.set_xticks(places, labels=names)
     tile.set(ylabel="top-1 accuracy (%)", xmargin=0.08)
-    figure.legend(loc="outside right center")
+    if tile.lines:
+        figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -167,32 +198,44 @@ def _step_name(arm: str, layer: str) -> str:
 
 
 @plt.rc_context(STYLE)
-def cost_against_accuracy(runs: Sequence[Run]) -> Figure:
-    """Mean accuracy (percent) against mean training time (minutes), a dot an arm and layer; bars: the seeds' range."""
-    table = paired(runs).dropna(subset="seconds")
-    groups = table.groupby(["family", "variant", "regime", "layer"], sort=False)
-    figure, tile = _one_tile(4.2)
-    for (family, variant, regime, layer), part in groups:
-        told = [family, variant, f"{layer} read", regime]
-        name = ", ".join(filter(None, told))
-        colour = COLOURS[family]
-        filling = "white" if regime == REGIMES[0] else colour
+def cost_against_accuracy(runs: Sequence[Run], costs: Mapping[str, float]) -> Figure:
+    """Mean accuracy (percent), bars the seeds' range: a row a family of arms, the cheapest to train first.
 
-        minutes = part.seconds.mean() / 60
-        mean = part.top1.mean()
-        below = mean - part.top1.min()
-        above = part.top1.max() - mean
+    costs: {run's id: millions of multiply-adds of training on one image}; times of different machines say nothing. A
+    marker a layer that is read and a filling a regime, one below the other.
+    """
+    table = paired(runs)
+    table = table.assign(cost=table.id.map(costs))
+    by_family = table.groupby("family", sort=False).cost.mean().sort_values(kind="stable")
+    names = list(by_family.index)
+    kinds = [(regime, layer) for regime in REGIMES for layer in LAYERS.values()]
+
+    figure, tile = _one_tile(1.3 + 0.5 * len(names))
+    for place, (regime, layer) in enumerate(kinds):
+        part = table[(table.regime == regime) & (table.layer == layer)]
+        if part.empty:
+            continue
+        top1 = part.groupby("family", sort=False).top1
+        mean = top1.mean()
+        rows = [names.index(family) + 0.2 * (place - 1.5) for family in mean.index]
         tile.errorbar(
-            minutes,
             mean,
-            yerr=[[below], [above]],
+            rows,
+            xerr=[mean - top1.min(), top1.max() - mean],
             fmt="o" if layer == "SAOL" else "s",
-            label=name,
-            color=colour,
-            capsize=3,
-            markerfacecolor=filling,
+            label=f"{layer} read, {regime}",
+            color=ORANGE if layer == "SAOL" else BLUE,
+            capsize=2,
+            markerfacecolor=None if regime == REGIMES[1] else "white",
         )
-    tile.set(xlabel="training time of a run (minutes)", ylabel="top-1 accuracy (%)")
+    tile.set_yticks(range(len(names)), labels=names)
+    tile.set_ylim(len(names) - 0.5, -0.5)
+    tile.set_xlabel("top-1 accuracy (%)")
+
+    beside = tile.secondary_yaxis("right")
+    beside.set_yticks(range(len(names)), labels=[f"{cost:.0f} M" for cost in by_family])
+    beside.set_ylabel("multiply-adds to train on an image")
+    beside.tick_params(length=0)
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 

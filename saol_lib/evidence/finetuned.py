@@ -30,6 +30,17 @@ def network_name(config: dict) -> str:
     return f"{name} ({', '.join(told)})" if told else name
 
 
+def stage_plan(stages: Mapping[str, Sequence[RunConfig]]) -> pd.DataFrame:
+    """What is to be trained, {stage: configs}: a row a stage and network, with its seeds."""
+    rows = []
+    for stage, configs in stages.items():
+        for config in configs:
+            rows.append({"stage": stage, "network": network_name(config.identity()), "seed": config.seed})
+    table = pd.DataFrame(rows, columns=["stage", "network", "seed"])
+    seeds = table.groupby(["stage", "network"], sort=False).seed
+    return seeds.agg(lambda values: ", ".join(map(str, values))).to_frame("seeds")
+
+
 def stage_table(finished: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
     """`paired` of each stage's runs, one below the other: its columns, and stage and network in words.
 

@@ -259,26 +259,30 @@ def pair_result(table: pd.DataFrame) -> tuple[str, str]:
         return "No network was measured yet.", "Nothing is known of its attention."
     shares = [_share_in_words(name, part) for name, part in _readings(table)]
     looks = [_look_in_words(name, part) for name, part in _readings(_of_saol(table))]
-    first = f"The predicted share of the pasted class, for one pair: {'; '.join(shares)}."
-    return first, f"{'; '.join(looks)}."
+    first = (
+        "Points by which the predicted share of the pasted class is off, for one pair, against always one half: "
+        f"{'; '.join(shares)}."
+    )
+    if not looks:
+        return first, "No SAOL is among them, and so no attention."
+    second = (
+        "How A follows the patch's area (slope), and in how many pairs both objects get at least half of what their "
+        f"area is due: {'; '.join(looks)}."
+    )
+    return first, second
 
 
 def _share_in_words(name: str, part: pd.DataFrame) -> str:
-    error = part.share_error.mean()
-    guess = part.guess_error.mean()
-    verdict = "better than" if error < guess else "no better than"
     better = (part.share_error < part.guess_error).sum()
-    seeds = f"{better} of {len(part)} seeds better"
-    return f"{name} {error:.0f} points off, {verdict} always one half ({guess:.0f}; {seeds})"
+    error, guess = part.share_error.mean(), part.guess_error.mean()
+    return f"{name} {error:.1f} against {guess:.1f} (better in {better} of {len(part)} seeds)"
 
 
 def _look_in_words(name: str, part: pd.DataFrame) -> str:
-    slope = part.attention_slope.mean() / 100
-    told = f"{name}'s attention follows the patch's area with slope {slope:.2f}"
-    if "attention_both" not in part:
-        return told
-    share = part.attention_both.mean()
-    return f"{told}, and gives both objects at least half of what their area is due in {share:.0f} % of pairs"
+    told = f"{name} {part.attention_slope.mean() / 100:.2f}"
+    both = part.get("attention_both", pd.Series(dtype=float)).dropna()
+    share = f"{both.mean():.0f} %" if len(both) else "not measured"
+    return f"{told} and {share}"
 
 
 def _readings(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -9,13 +9,14 @@ import yaml
 
 from saol_lib.evidence import paper as paper_page
 from saol_lib.evidence.claims import SCALES, Claim, Count, Found, Ledger, find, judge, load_claims, numbers, threshold
-from saol_lib.evidence.statistics import p_above, shifted
+from saol_lib.evidence.statistics import Comparison, p_above, shifted
 from saol_lib.evidence.tables import glossary, runs_tables
 from saol_lib.training.runs import RESULTS, ROOT, write_whole
 
 EXAMPLE = ROOT / "examples/own_network.py"
 CITATION = ROOT / "CITATION.cff"
 _BLOCK = re.compile(r"(<!-- (verdicts|claims|example|systems|bibtex):begin -->).*?(<!-- \2:end -->)", re.DOTALL)
+SCALES_IN_WORDS = {"cpu": "at CPU scale", "paper": "at the paper's scale"}
 BOX = {  # a line of the verdict box: the words of its verdicts
     "held": ("supported",),
     "did not hold": ("contradicted", "smaller than that"),
@@ -52,7 +53,7 @@ def verdict_box(judged: Judged) -> str:
 
     Last the complete tests, at CPU scale, of claims that still wait for others.
     """
-    lines = ["| | at CPU scale | at the paper's scale |", "|---|---|---|"]
+    lines = [f"| | {' | '.join(SCALES_IN_WORDS.values())} |", "|---|---|---|"]
     for name, words in BOX.items():
         cells = []
         for scale in SCALES:
@@ -87,7 +88,7 @@ def _surest(judged: Judged, words: Sequence[str]) -> str:
         evidence = _surest_count(claim, judged.results, holds="supported" in words)
     else:
         clearest = _clearest(claim, found, holds="supported" in words)
-        evidence = f"We found {_effect(clearest)} (percentage points); that is {verdict}, at {scale} scale."
+        evidence = f"We found {_effect(clearest)} (percentage points): {verdict}, {SCALES_IN_WORDS[scale]}."
     return f"is **{claim.id}**, “{claim.statement}”. {evidence}"
 
 
@@ -160,10 +161,21 @@ def _counted(count: Count, number: float) -> str:
 def _effect(one: Found) -> str:
     """The mean difference a - b in percentage points, its 95 % interval, pairs of those planned."""
     t = one.comparison
-    interval = f" [{t.low:+.2f}, {t.high:+.2f}]" if t.n > 1 else ""
     pairs = f"n = {t.n}" if one.complete else f"n = {t.n} of {one.test.seeds}"
     lower = "" if one.test.direction == "higher" else " (lower is claimed)"
-    return f"{one.test.label}{lower}: {t.mean:+.2f}{interval}, {pairs}"
+    return f"{one.test.label}{lower}: {t.mean:+.2f}{_interval(t)}, {_unbroken(pairs)}"
+
+
+def _interval(t: Comparison) -> str:
+    """The 95 % interval behind its mean; nothing for one pair."""
+    if t.n < 2:
+        return ""
+    return " " + _unbroken(f"[{t.low:+.2f}, {t.high:+.2f}]")
+
+
+def _unbroken(text: str) -> str:
+    """No line ends inside it."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def example(judged: Judged) -> str:
@@ -248,9 +260,7 @@ def results_page(judged: Judged) -> str:
     for scale in SCALES:
         parts += [f"### Scale: {scale}", tests_table(judged, scale)]
     parts += ["## Arms in words", glossary()]
-    parts.append(
-        "A second name in brackets is an option that differs from its default, or its rate, where several were tried."
-    )
+    parts.append("A second name in brackets is an option that differs from its default.")
     parts.append("## Runs")
     parts.append(
         "The last epoch counts. The best evaluated one was chosen on the images it is measured on: it decides nothing, "
@@ -293,9 +303,9 @@ def tests_table(judged: Judged, scale: str) -> str:
 def _test_row(name: str, one: Found, bar: float) -> str:
     """bar: what the mean has to be above, in the direction claimed."""
     t, claimed = one.comparison, shifted(one.claimed, bar)
-    interval = f" [{t.low:+.2f}, {t.high:+.2f}]" if t.n > 1 else ""
     each = ", ".join(f"{seed}: {value:+.2f}" for seed, value in zip(t.seeds, t.differences, strict=True))
-    cells = [name, one.test.label, f"{t.mean:+.2f}{interval}", f"{t.n} of {one.test.seeds}"]
+    pairs = _unbroken(f"{t.n} of {one.test.seeds}")
+    cells = [name, one.test.label, f"{t.mean:+.2f}{_interval(t)}", pairs]
     cells += [f"{claimed.p_value:.4f}", f"{claimed.sign_flip:.4f}", each]
     return f"| {' | '.join(cells)} |"
 

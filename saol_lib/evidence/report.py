@@ -5,13 +5,17 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from saol_lib.evidence import beyond, choosing, figures, readme
+from saol_lib.evidence.ablations import TOGETHER, Ablations
+from saol_lib.evidence.forecast import count
 from saol_lib.evidence.tables import NOT_RUN, effects_table, glossary
+from saol_lib.training.config import RunConfig
 from saol_lib.training.runs import RESULTS, ROOT, Run, load_runs, write_whole
 
 MAIN = "resnet-8"  # the study's main family
@@ -34,7 +38,7 @@ class Report:
     def summary(self) -> str:
         """One paragraph: how many claims held, did not, could not be decided."""
         told = []
-        for scale, name in zip(readme.SCALES, ("at CPU scale", "at the paper's scale"), strict=True):
+        for scale, name in readme.SCALES_IN_WORDS.items():
             words = Counter(verdict.word for _, verdict in self.judged.scales[scale].values())
             each = ", ".join(f"{count} {word}" for word, count in words.most_common())
             told.append(f"{name}: {each}")
@@ -103,7 +107,8 @@ class Report:
         return self._by_default(lambda runs: figures.slopes(runs, STEPS))
 
     def cost_against_accuracy(self) -> Figure | str:
-        return self._by_default(figures.cost_against_accuracy)
+        """Against what a training image costs, counted."""
+        return self._by_default(lambda runs: figures.cost_against_accuracy(runs, _training_costs(runs)))
 
     def calibration(self) -> pd.DataFrame | str:
         """The calibration error of every layer, and how often two layers agree."""
@@ -113,6 +118,20 @@ class Report:
         """Accuracy by confidence, of the arms of `beyond.SHOWN`."""
         table = beyond.reliability_table(self._main_family())
         return NOT_RUN if table.empty else figures.reliability(table)
+
+    def together(self) -> pd.DataFrame | str:
+        """C1, C2 and C4 read otherwise: of the SAOL that is trained beside a GAP-FC; a row a network and step.
+
+        Without the claims' ids: C1 excepts a network that is shown here.
+        """
+        runs = load_runs(self.results / "study")
+        tables = {}
+        for backbone in dict.fromkeys(run.config["backbone"] for run in runs):
+            own = [run for run in runs if run.config["backbone"] == backbone]
+            table = Ablations(own, TOGETHER).table()
+            if not isinstance(table, str):
+                tables[backbone] = table.drop(columns="claim")
+        return pd.concat(tables, names=["network"]) if tables else NOT_RUN
 
     def both_layers(self) -> pd.DataFrame | str:
         """What averaging both layers' distributions at test time gives."""
@@ -148,11 +167,17 @@ def _core_seconds(run: Run) -> float:
     return (run.provenance.get("seconds") or 0.0) * (run.provenance.get("threads") or 1)
 
 
+def _training_costs(runs: Sequence[Run]) -> dict[str, float]:
+    """Millions of multiply-adds of training on one image, a backward pass taken for two forward ones, by run's id."""
+    return {run.id: count(RunConfig.of(**run.config)).training / 1e6 for run in runs}
+
+
 def show(part: str | Figure | pd.DataFrame) -> None:
-    """Display a part of the report in a notebook; text is Markdown."""
+    """Display a part of the report in a notebook; text is Markdown, and cells of a table are shown whole."""
     from IPython.display import Markdown, display
 
-    display(Markdown(part) if isinstance(part, str) else part)
+    with pd.option_context("display.max_colwidth", None):
+        display(Markdown(part) if isinstance(part, str) else part)
 
 
 # --- one HTML file ----------------------------------------------------------------------------------------------------

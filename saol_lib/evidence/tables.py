@@ -192,9 +192,10 @@ def _baseline_of_one(table: pd.DataFrame, baseline: str) -> pd.Series:
 
 
 def effects_table(claims: Sequence[Claim], found: Mapping[str, Sequence[Found]]) -> pd.DataFrame:
-    """One row a test with pairs: claim, test, mean, low, high, smallest, n, planned; in the direction claimed.
+    """One row a test with pairs: claim, test, measure, mean, low, high, smallest, n, planned; in the direction claimed.
 
-    smallest: what the mean has to reach; for non-inferiority, what the interval has to stay above.
+    measure: accuracy, or what maps are worth. smallest: what the mean has to reach; for non-inferiority, what the
+    interval has to stay above.
     """
     rows = []
     for claim in claims:
@@ -205,6 +206,7 @@ def effects_table(claims: Sequence[Claim], found: Mapping[str, Sequence[Found]])
             row = {
                 "claim": claim.id,
                 "test": one.test.label,
+                "measure": _measure(one.test.a.metric),
                 "mean": effect.mean,
                 "low": effect.low,
                 "high": effect.high,
@@ -213,8 +215,12 @@ def effects_table(claims: Sequence[Claim], found: Mapping[str, Sequence[Found]])
                 "planned": one.test.seeds,
             }
             rows.append(row)
-    columns = ["claim", "test", "mean", "low", "high", "smallest", "n", "planned"]
+    columns = ["claim", "test", "measure", "mean", "low", "high", "smallest", "n", "planned"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _measure(metric: str) -> str:
+    return "top-1 accuracy" if metric.startswith("top1_") else "boxes, attention and shares"
 
 
 def summary(runs: Sequence[Run]) -> str:
@@ -222,8 +228,8 @@ def summary(runs: Sequence[Run]) -> str:
     if not runs:
         return "Arms: no finished run"
     settings = [setting(run.config) for run in runs]
-    configs = pd.DataFrame(settings).drop(columns="seed", errors="ignore")
-    configs = configs.astype(str)
+    configs = pd.DataFrame(settings, dtype=object).drop(columns="seed", errors="ignore")
+    configs = configs.map(str)  # None is a value, too
     varying = [name for name in configs if configs[name].nunique() > 1]
     by = ["arm", *(name for name in varying if name != "arm")]
 
@@ -252,6 +258,7 @@ def accuracies(table: pd.DataFrame) -> pd.DataFrame | str:
         return NOT_RUN
     told = pd.Series(_told_apart(table), index=table.index)
     named = table.assign(family=table.family + told.map(_in_brackets))
+    named = named.loc[_in_order(table, told)]
     rows = {}
     for key, part in named.groupby(["regime", "family", "layer"], sort=False):
         part = part.sort_values("seed")
@@ -267,6 +274,17 @@ def accuracies(table: pd.DataFrame) -> pd.DataFrame | str:
     index = pd.MultiIndex.from_tuples(list(rows), names=["", "trained as", "layer read"])
     told = pd.DataFrame(list(rows.values()), index=index).round(1)
     return told.astype(object).fillna("–")
+
+
+def _in_order(table: pd.DataFrame, told: pd.Series) -> pd.Index:
+    """By regime, family and layer, as they are listed above; of a family first what is not told apart by a word."""
+    keys = {
+        "regime": table.regime.map(REGIMES.index),
+        "family": table.family.map(list(FAMILIES.values()).index),
+        "told": told,
+        "layer": table.layer.map(list(LAYERS.values()).index),
+    }
+    return pd.DataFrame(keys).sort_values(list(keys), kind="stable").index
 
 
 def _told_apart(table: pd.DataFrame) -> list[str]:
@@ -378,8 +396,9 @@ def _runs_table(group: pd.DataFrame) -> str:
     lines.append("|---|---|---|---|---|")
     for (arm, variant, layer), part in group.groupby(["arm", "variant", "layer"], sort=True):
         part = part.sort_values("seed")
+        changes = [change for change in variant.split(", ") if not change.startswith("lr ")]  # it has its own column
         cells = [
-            f"`{arm}`{_in_brackets(variant)}, {layer}",
+            f"`{arm}`{_in_brackets(', '.join(changes))}, {layer}",
             f"{part.lr.iloc[0]:g}",
             _each(part, "top1", ".2f"),
             f"{part.best.mean():.2f}",

@@ -4,18 +4,19 @@ import pytest
 from made_runs import gap, make
 
 from saol_lib.evidence import ablations
-from saol_lib.evidence.ablations import STEPS, Ablations
-from saol_lib.evidence.plans import planned, progress
+from saol_lib.evidence.ablations import STEPS, TOGETHER, Ablations
+from saol_lib.evidence.claims import load_claims
+from saol_lib.evidence.plans import layers_of, planned, progress
 from saol_lib.evidence.tables import NOT_RUN
-from saol_lib.training.config import ARMS, RunConfig, grid
+from saol_lib.training.config import RunConfig, grid
 from saol_lib.training.runs import Run, save_run
 
 
 def test_every_step_names_arms_and_options_that_there_are():
     assert len({step.name for step in STEPS}) == len(STEPS)
-    for step in STEPS:
+    for step in (*STEPS, *TOGETHER):
         for side in (step.a, step.b):
-            assert side.arm in ARMS and side.layer in ARMS[side.arm].heads
+            assert side.layer in layers_of(side.arm)
             for name, value in side.changes.items():
                 for one in value if isinstance(value, tuple) else (value,):
                     RunConfig(arm=side.arm, **{name: one})
@@ -106,6 +107,29 @@ def test_progress_shows_what_is_finished_and_what_cutmix_gains(tmp_path):
     assert first.runs == "3 of 4" and first["GAP-FC, GAP-FC"] == "61.0"
     assert first["GAP-FC with CutMix, GAP-FC"] == "63.0" and first["CutMix gains"] == "+3.0", "over shared seeds"
     assert second.runs == "0 of 2" and set(second[1:]) == {"not run yet"}
+
+
+def test_settings_that_differ_in_many_fields_are_told_in_words(tmp_path):
+    changes = [{}, {}, {"blocks": 1}, {"kernel_size": 1}, {"logit_width": 10}, {"backbone": "wrn-10-2", "blocks": 2}]
+    configs = [config for changed in changes for config in grid(["saol"], [0], **({"backbone": "resnet-8"} | changed))]
+    save_run(tmp_path, Run(configs[0].identity(), {"top1_saol_last": 60.0}, [], {}, "finished"))
+    table = progress(configs, tmp_path)
+    assert table.index.tolist() == [
+        ("resnet-8", "as most", "SAOL"),
+        ("resnet-8", "blocks 1", "SAOL"),
+        ("resnet-8", "kernel_size 1", "SAOL"),
+        ("resnet-8", "logit_width 10", "SAOL"),
+        ("wrn-10-2", "blocks 2", "SAOL"),
+    ]
+    assert list(table.iloc[0]) == ["2 of 2", "60.0", "–"] and table.iloc[1, 1] == "not run yet"
+
+
+def test_every_claim_about_ablations_has_its_step():
+    ours = [claim for claim in load_claims().claims if claim.notebook.endswith("04_ablations.ipynb")]
+    stepped = [step.claim for step in ablations.STEPS]
+    assert ours and {claim.id: stepped.count(claim.id) for claim in ours} == {
+        claim.id: len(claim.cpu.tests) for claim in ours
+    }
 
 
 def test_options_of_a_step_are_those_of_the_tables():

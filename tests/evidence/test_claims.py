@@ -136,10 +136,30 @@ def test_the_rule(tests, options, word, direction):
 def test_verdicts_say_what_they_rest_on():
     assert str(one(GAIN[:5])) == "incomplete (5 of 6)" and str(one(GAIN[:2], GAIN[:1])) == "incomplete (1 of 6)"
     assert str(one(GAIN, GAIN[:1])) == "incomplete (1 of 6, 1 of 2 tests complete)"
-    assert str(one(GAIN)).startswith("supported, Holm p = 0.00")
+    assert str(one(GAIN)).startswith("supported, Holm p < 0.001")
+    assert claims._p_in_words(0.0014) == "p = 0.001"
     text = str(one(WIDE))
     seeds = int(text.removeprefix("inconclusive: about ").removesuffix(" seeds would decide it"))
     assert 60 < seeds < 200  # (2.0 + 1.7) * 1.46 / 0.5, squared
+
+
+@pytest.mark.parametrize(("tests", "options", "lost"), [
+    ([LOSS, None], {}, True),
+    ([SMALL, None], {}, True),  # above 0, and not by as much as counts
+    ([WIDE, None], {}, False),  # by enough, so far as its mean says
+    ([LOSS, None], {"needs": 1}, False),
+    ([LOSS, LOSS, None], {"needs": 2}, True),
+    ([LOSS[:2], None], {}, False),  # of a test that is not complete nothing is known
+    ([LOSS, None], {"of": ["x", "y"], "needs": 1}, False),
+    ([LOSS, None], {"of": ["x", "y"], "needs": 1, "readings": 2}, True),
+    ([LOSS, None], {"of": [None, "y"], "needs": 2, "readings": 1}, True),
+    ([LOSS, None], {"direction": "lower"}, False),
+    ([[-0.3, -0.31, -0.29, -0.3, -0.32, -0.28], None], {"margin": 0.5}, False),
+    ([LOSS, None], {"margin": 0.5}, True),
+])  # fmt: skip
+def test_what_can_no_longer_be_supported_is_told(tests, options, lost):
+    found = one(*tests, **options)
+    assert found.word == "incomplete" and ("; it can no longer be supported)" in str(found)) == lost
 
 
 def test_choosing_costs():
@@ -246,7 +266,7 @@ def words(results, scale="cpu"):
 
 def test_twelve_seeds_decide(results):
     found = words(results)
-    assert found["C4"].startswith("supported, Holm p = 0.00")
+    assert found["C4"].startswith("supported, Holm p < 0.001")
     assert found["C9"] == "not run" and words(results, "paper")["C4"] == "not run"
 
 
@@ -263,6 +283,7 @@ def test_what_is_shown_of_a_claim_is_its_clearest_test_and_what_waits_is_told(re
     save(results, make([60 + 0.1 * i for i in range(12)], "saol", **SETTINGS))
     told = readme.verdict_box(readme.Judged(results)).splitlines()[-1]
     assert "these tests have all their seeds, while their claims wait for others: **C1**, “SAOL beats " in told
+    told = told.replace("\N{NO-BREAK SPACE}", " ")
     assert told.endswith("ResNet: -9.62 [-9.86, -9.39], n = 12 (percentage points, 95 % interval).")
 
 

@@ -348,15 +348,21 @@ def test_bars_have_a_line_at_one_and_their_numbers_beside_them():
 
 
 def test_forest_draws_every_effect_with_its_interval_and_the_smallest_that_counts():
-    rows = [("C1", "ResNet", 1.0, 0.5, 1.5, 0.5), ("C12a", "against CAM", -0.5, -2.0, 1.0, -1.0)]
-    table = pd.DataFrame(rows, columns=["claim", "test", "mean", "low", "high", "smallest"])
-    (tile,) = figures.forest(table).axes
-    assert in_words(tile.get_yticklabels()) == ["C1: ResNet", "C12a: against CAM"]
-    (bars,) = tile.collections
+    rows = [
+        ("C1", "ResNet", "top-1 accuracy", 1.0, 0.5, 1.5, 0.5),
+        ("C2", "ResNet", "top-1 accuracy", 2.0, 1.5, 2.5, 0.5),
+        ("C12a", "against CAM", "boxes", -20.5, -22.0, -19.0, -1.0),
+    ]
+    columns = ["claim", "test", "measure", "mean", "low", "high", "smallest"]
+    above, below = figures.forest(pd.DataFrame(rows, columns=columns)).axes
+    assert in_words(above.get_yticklabels()) == ["C1: ResNet", "C2: ResNet"]
+    assert in_words(below.get_yticklabels()) == ["C12a: against CAM"]
+    assert below.get_title() == "boxes" and above.get_xlim()[0] > -1, "boxes do not squeeze accuracies"
+    (bars,) = above.collections
     intervals = [segment[:, 0].tolist() for segment in bars.get_segments()]
-    assert intervals == [[0.5, 1.5], [-2.0, 1.0]]
-    (smallest,) = [line for line in tile.lines if line.get_label().startswith("smallest")]
-    assert list(smallest.get_xdata()) == [0.5, -1.0]
+    assert intervals == [[0.5, 1.5], [1.5, 2.5]]
+    (smallest,) = [line for line in below.lines if line.get_label().startswith("smallest")]
+    assert list(smallest.get_xdata()) == [-1.0]
 
 
 def test_slopes_draw_a_line_a_seed_from_step_to_step(runs):
@@ -364,20 +370,38 @@ def test_slopes_draw_a_line_a_seed_from_step_to_step(runs):
     figure = figures.slopes(runs, steps)
     (tile,) = figure.axes
     drawn = {tuple(values(line)) for line in tile.lines}
-    assert drawn == {(60.0, 57.0, 62.0), (65.0, 57.0, 66.0)}
+    assert drawn == {(60.0, 57.0, 62.0), (65.0, 57.0, 66.0), (62.5, 57.0, 64.0)}, "two seeds, and their mean"
     first_lines = [label.split("\n")[0] for label in in_words(tile.get_xticklabels())]
     assert first_lines == ["GAP-FC", "SAOL + L_SD", "SAOL"]
-    assert in_words(figure.legends[0].get_texts()) == ["seed 0", "seed 1"]
+    assert in_words(figure.legends[0].get_texts()) == ["one seed", "mean of the 2 with every step"]
+
+
+def test_the_mean_of_slopes_is_of_seeds_that_have_every_step(runs):
+    without = [run for run in runs if (run.config["arm"], run.config["seed"]) != ("saol", 1)]
+    (tile,) = figures.slopes(without, [("gap_fc", "GAP-FC"), ("saol", "SAOL")]).axes
+    (mean,) = [line for line in tile.lines if line.get_label().startswith("mean")]
+    assert list(mean.get_ydata()) == [60.0, 62.0] and mean.get_label() == "mean of the 1 with every step"
 
 
 def test_cost_against_accuracy_has_a_dot_an_arm_and_layer(runs):
-    timed = []
-    for run in runs:
-        seconds = 60.0 + 60 * run.config["seed"]
-        timed.append(run._replace(provenance={"seconds": seconds}))
-    (tile,) = figures.cost_against_accuracy(timed).axes
+    prices = {"gap_fc": 30.0, "saol": 10.0, "saol_sd": 20.0}
+    costs = {run.id: prices[run.config["arm"].removesuffix("_cutmix")] for run in runs}
+    (tile,) = figures.cost_against_accuracy(runs, costs).axes
+    assert in_words(tile.get_yticklabels()) == ["SAOL", "SAOL + L_SD", "GAP-FC"], "the cheapest first"
+    (beside,) = tile.child_axes
+    assert in_words(beside.get_yticklabels()) == ["10 M", "20 M", "30 M"]
     dots = {}
     for bars in tile.containers:
-        dots[bars.get_label()] = bars.lines[0].get_xydata().tolist()
+        for x, y in bars.lines[0].get_xydata():
+            dots[bars.get_label(), round(y)] = x
+    assert dots["SAOL read, without CutMix", 0] == 64.0 and dots["GAP-FC read, without CutMix", 2] == 62.5
     assert len(dots) == 6
-    assert dots["SAOL, SAOL read, without CutMix"] == [[1.5, 64.0]]
+
+
+def test_slopes_without_a_run_and_with_two_of_a_seed(runs):
+    steps = [("gap_fc", "GAP-FC"), ("saol", "SAOL")]
+    (tile,) = figures.slopes([], steps).axes
+    assert not tile.lines
+    others = [run._replace(config=run.config | {"epochs": 99}) for run in runs]
+    with pytest.raises(ValueError, match="duplicate"):
+        figures.slopes([*runs, *others], steps)

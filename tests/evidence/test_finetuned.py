@@ -10,11 +10,12 @@ from saol_lib.evidence.finetuned import (
     network_name,
     stage_effects,
     stage_numbers,
+    stage_plan,
     stage_result,
     stage_table,
 )
 from saol_lib.training import ROOT, notebook_runs
-from saol_lib.training.config import RunConfig
+from saol_lib.training.config import RunConfig, grid
 
 
 @pytest.fixture
@@ -39,6 +40,13 @@ def test_networks_are_told_apart_by_what_is_different():
     assert network_name(full) == "SAOL, all losses (mask: branch)"
     assert network_name(full | {"mask_source": "attention"}).endswith("(mask: attention)")
     assert network_name({"arm": "saol", "class_softmax": "image"}) == "SAOL (class softmax per image)"
+
+
+def test_a_plan_has_a_row_a_stage_and_network():
+    both = grid(["gap_fc", "saol"], [0, 1])
+    plan = stage_plan({"trained": [], "fine-tuned": both, "continued": both[2:]})
+    rows = [("fine-tuned", "GAP-FC"), ("fine-tuned", "SAOL"), ("continued", "SAOL")]
+    assert plan.index.tolist() == rows and set(plan.seeds) == {"0, 1"}
 
 
 def test_distances_are_to_gap_fc_of_the_same_stage_and_seed(finished):

@@ -39,12 +39,19 @@ def test_readings_of_the_mask_are_kept_apart():
     assert mixed.reading(full | {"arm": "gap_fc_cutmix"}, "cam") == "GAP-FC"
 
 
-def test_the_result_says_where_a_share_is_no_better_than_one_half(measured):
+def test_without_a_saol_and_without_a_measure_the_result_says_so(measured):
+    table = mixed.pair_table(measured)
+    gap_alone = table.assign(reading="GAP-FC")
+    assert mixed.pair_result(gap_alone)[1] == "No SAOL is among them, and so no attention."
+    assert "0.40 and not measured" in mixed.pair_result(table.drop(columns="attention_both"))[1]
+
+
+def test_the_result_holds_every_share_against_one_half(measured):
     table = mixed.pair_table(measured)
     first, second = mixed.pair_result(table)
-    assert "SAOL 27 points off, no better than always one half (25; 1 of 2 seeds better)" in first
-    assert "mask by the attention 20 points off, better than always one half" in first
-    assert "slope 0.40" in second and "30 % of pairs" in second
+    assert "against always one half: SAOL 27.0 against 25.0 (better in 1 of 2 seeds); " in first
+    assert first.endswith("SAOL, mask by the attention 20.5 against 25.0 (better in 2 of 2 seeds).")
+    assert second.endswith(": SAOL 0.40 and 30 %; SAOL, mask by the attention 0.40 and 30 %.")
     numbers = mixed.pair_numbers(table)
     assert numbers.loc["SAOL", "error, each seed"] == "24.0, 30.0"
     assert numbers.loc["SAOL", "A: split"] == "–"

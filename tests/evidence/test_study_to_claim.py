@@ -94,7 +94,7 @@ def row(home, claim):
     """The claim's row of README."""
     lines = claims_table(Judged(home / "results")).splitlines()
     (line,) = [line for line in lines if line.startswith(f"| [{claim}]")]
-    return line
+    return line.replace("\N{NO-BREAK SPACE}", " ")
 
 
 @pytest.fixture(scope="module")

@@ -100,6 +100,7 @@ def test_summary_has_a_line_for_runs_of_which_only_the_seed_differs():
     lines = summary(make([72.0, 74.0]) + make([60.0], epochs=7)).splitlines()
     assert lines[1].split() == ["arm", "epochs", "top1_gap_last", "top1_saol_last", "runs"]
     assert lines[2].split() == ["saol", "4", "-", "73.0", "2"] and lines[3].split() == ["saol", "7", "-", "60.0", "1"]
+    assert len(summary(make([72.0]) + make([60.0], logit_width=10)).splitlines()) == 4, "None is a value, too"
     assert summary([]) == "Arms: no finished run"
 
 
@@ -141,6 +142,13 @@ def test_accuracies_are_means_with_each_seeds_distance_to_its_own_gap_fc():
     assert table.loc[("without CutMix", "GAP-FC", "GAP-FC"), "each seed"] == "–"
     assert ("without CutMix", "SAOL (blocks 1)", "SAOL") in table.index
     assert accuracies(paired([])) == "*Not run yet.*"
+
+
+def test_accuracies_are_in_the_order_of_the_arms_and_defaults_come_first():
+    runs = make([60.0], blocks=1) + make([72.0]) + make([50.0], "saol_cutmix") + gap([70.0])
+    order = accuracies(paired(runs)).index.tolist()
+    assert [names[1] for names in order] == ["GAP-FC", "SAOL", "SAOL (blocks 1)", "SAOL"]
+    assert [names[0] for names in order] == ["without CutMix"] * 3 + ["with CutMix"]
 
 
 def test_a_lead_is_told_for_each_regime():
