@@ -234,7 +234,7 @@ def cost_against_accuracy(runs: Sequence[Run], costs: Mapping[str, float]) -> Fi
 
     beside = tile.secondary_yaxis("right")
     beside.set_yticks(range(len(names)), labels=[f"{cost:.0f} M" for cost in by_family])
-    beside.set_ylabel("multiply-adds to train on an image")
+    beside.set_ylabel("multiply-adds\nan image")
     beside.tick_params(length=0)
     figure.legend(loc="outside lower center", ncols=2)
     return figure
@@ -476,14 +476,12 @@ def threshold_curves(lines: Mapping[str, tuple[Sequence, Sequence]], references:
 
 @plt.rc_context(STYLE)
 def share_curves(table: pd.DataFrame) -> Figure:
-    """`value` by `area`, in 0..1 and shown in percent: a column each of `panel`, a row each of `reading` (of READINGS).
+    """Shares by area, percent: a column each of `panel`, a row each of `reading` (of READINGS).
 
-    Dots are means over ninths of the areas 5 to 95 %, their bars 95 % bootstrap intervals, the band the middle half.
-    Thin grey lines are the means of the other rows.
+    table: a row a panel, reading, seed and area, with the mean over pairs of about that area and their quartiles `low`
+    and `high`. Dots are means over seeds, their bars the seeds' range, the band lies between the mean quartiles. Thin
+    grey lines are the means of the other rows.
     """
-    ninth = (100 * table.area - 5) // 10
-    middle = 10 * ninth.clip(0, 8) + 10
-    table = table.assign(area=middle, value=100 * table.value)
     panels = list(table.panel.unique())
     there = set(table.reading)
     names = [name for name in READINGS if name in there]
@@ -509,23 +507,15 @@ def share_curves(table: pd.DataFrame) -> Figure:
 
 def _draw_shares(tile: Axes, table: pd.DataFrame, name: str) -> None:
     """One reading's mean and middle half by area, over the other readings' means."""
-    own = table[table.reading == name]
     for _, other in table[table.reading != name].groupby("reading"):
-        means = other.groupby("area").value.mean()
-        tile.plot(means, color="0.6", linewidth=1)
+        tile.plot(other.groupby("area")["mean"].mean(), color="0.6", linewidth=1)
 
-    shared = {"data": own, "x": "area", "y": "value", "color": READINGS[name], "ax": tile}
-    sns.lineplot(**shared, errorbar=("pi", 50))
-    sns.lineplot(
-        **shared,
-        marker="o",
-        markersize=4,
-        linestyle="",
-        errorbar=("ci", 95),
-        err_style="bars",
-        n_boot=200,
-        seed=0,
-    )
+    seeds = table[table.reading == name].groupby("area")
+    colour = READINGS[name]
+    mean = seeds["mean"].mean()
+    spread = [mean - seeds["mean"].min(), seeds["mean"].max() - mean]
+    tile.fill_between(mean.index, seeds.low.mean(), seeds.high.mean(), color=colour, alpha=0.2, linewidth=0)
+    tile.errorbar(mean.index, mean, yerr=spread, color=colour, marker="o", markersize=4)
     tile.plot([0, 100], [0, 100], color="0.4", linestyle="--", linewidth=1)
     tile.set(xlim=(0, 100), ylim=(0, 100), xlabel="", ylabel="")
 

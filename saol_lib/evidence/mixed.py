@@ -181,22 +181,31 @@ def reading(config: Mapping, method: str) -> str:
     return name
 
 
-def measure_networks(networks: Networks, pairs: Pairs | None) -> pd.DataFrame:
-    """Every pair by every output layer of every network that is here, a row each with reading and seed.
+def measure_networks(networks: Networks, pairs: Pairs | None) -> None:
+    """Measure the pairs by every output layer of every network that is here.
 
-    The summaries, which claim C14 reads, go to `measures/` of the networks' folder.
+    The summaries, which claim C14 reads, go to `measures/` of the networks' folder, with the points of `share_figure`.
     """
-    tables = []
     for run, model in networks.here:
         for method in _methods(run):
             table = measure_pairs(model, pairs.mixed, pairs.labels, pairs.pixels, method)
             metrics = summarise_pairs(table)
-            save_measure(run, networks.results, MEASURE, method, metrics, how={"pairs": len(table)})
-            name = reading(run.config, method)
-            tables.append(table.assign(reading=name, seed=run.config["seed"]))
-    if not tables:
-        return pd.DataFrame()
-    return pd.concat(tables, ignore_index=True)
+            how = {"pairs": len(table)}
+            save_measure(run, networks.results, MEASURE, method, metrics, how, curve=_by_ninth(table))
+
+
+def _by_ninth(table: pd.DataFrame) -> list[dict]:
+    """`PairMeasures` in ninths of the areas 5 to 95 %: mean and quartiles of the shares of each panel, percent."""
+    points = curve_points(table)
+    ninth = (100 * points.area - 5) // 10
+    points = points.assign(area=10 * ninth.clip(0, 8) + 10)
+    rows = []
+    for (panel, area), values in points.groupby(["panel", "area"], sort=False).value:
+        low, high = values.quantile([0.25, 0.75])
+        shares = {"mean": values.mean(), "low": low, "high": high}
+        shares = {name: round(100 * float(value), 2) for name, value in shares.items()}
+        rows.append({"panel": panel, "area": int(area)} | shares)
+    return rows
 
 
 def _methods(run: Run) -> list[str]:
@@ -333,9 +342,12 @@ def pairs_figure(networks: Networks, pairs: Pairs | None) -> Figure | None:
     return figures.pair_rows(images, patches, groups, titles)
 
 
-def share_figure(table: pd.DataFrame) -> Figure | None:
-    """The table of `measure_networks` as curves; None where nothing was measured here."""
-    if table.empty:
-        return None
-    points = curve_points(table)
-    return figures.share_curves(points)
+def share_figure(networks: Networks) -> Figure | None:
+    """What was measured on these networks, now or before, as curves; None where no measure has any."""
+    wanted = {run.id for run in networks.runs}
+    rows = []
+    for name, method, measure in load_measures(networks.results, MEASURE):
+        if name in wanted:
+            place = {"reading": reading(measure.config, method), "seed": measure.config["seed"]}
+            rows += [place | point for point in measure.epochs]
+    return figures.share_curves(pd.DataFrame(rows)) if rows else None

@@ -310,10 +310,15 @@ def test_a_map_that_is_nowhere_positive_leaves_the_picture_dark(scenes):
 
 
 def test_share_curves_draw_the_mean_and_the_middle_half_of_each_ninth_a_row_a_reading():
-    values = {0.07: [0.1, 0.2, 0.3, 0.4, 0.5], 0.94: [0.9] * 5}
-    rows = [("p", "SAOL", area, value) for area, part in values.items() for value in part]
-    rows += [("p", "GAP-FC", 0.07, 0.1), ("p", "GAP-FC", 0.94, 0.7), ("q", "SAOL", 0.5, 0.6)]
-    table = pd.DataFrame(rows, columns=["panel", "reading", "area", "value"])
+    rows = [
+        ("p", "SAOL", 0, 10, 25.0, 15.0, 35.0),
+        ("p", "SAOL", 1, 10, 35.0, 25.0, 45.0),
+        ("p", "SAOL", 0, 90, 90.0, 90.0, 90.0),
+        ("p", "GAP-FC", 0, 10, 10.0, 10.0, 10.0),
+        ("p", "GAP-FC", 0, 90, 70.0, 70.0, 70.0),
+        ("q", "SAOL", 0, 50, 60.0, 60.0, 60.0),
+    ]
+    table = pd.DataFrame(rows, columns=["panel", "reading", "seed", "area", "mean", "low", "high"])
     figure = figures.share_curves(table)
     (left, right), (below, empty) = np.array(figure.axes).reshape(2, 2)
     assert [left.get_title(), right.get_title(), below.get_title()] == ["p", "q", ""]

@@ -94,13 +94,27 @@ def test_networks_are_measured_and_drawn(tmp_path):
     assert str(pairs).startswith("100 pairs; the patch covers ")
     assert pairs.title(0).count(",") == 2
 
-    table = mixed.measure_networks(networks, pairs)
-    assert table.reading.value_counts().to_dict() == {"SAOL": 100, "its GAP-FC": 100}
+    mixed.measure_networks(networks, pairs)
     assert set(mixed.pair_table(networks).reading) == {"SAOL", "its GAP-FC"}
+    drawn = mixed.share_figure(shown([run], tmp_path))
+    assert len(drawn.axes) == 6, "from the measures alone: two readings, three panels"
 
     figure = mixed.pairs_figure(networks, pairs)
     titles = [tile.get_title() for tile in figure.axes[:6]]
     assert titles[1:] == ["A", "A·Y pasted", "A·Y base", "CAM pasted", "CAM base"]
+
+
+def test_shares_are_kept_in_ninths_of_the_area():
+    share = [0.06, 0.12, 0.13, 0.94]
+    table = pd.DataFrame({"share": share, "predicted": [0.1, 0.3, 0.5, 0.9], "attention": float("nan")})
+    table = table.assign(own_pasted=0.5, own_base=0.25)
+    points = pd.DataFrame(mixed._by_ninth(table))
+    shares = points[points.panel.str.startswith("share")].set_index("area")
+    assert shares["mean"].to_dict() == {10: 30.0, 90: 90.0}
+    assert shares.loc[10, ["low", "high"]].tolist() == [20.0, 40.0]
+    assert not points.panel.str.startswith("attention").any()
+    masses = points[points.panel.str.startswith("positive")]
+    assert set(masses.area) == {10, 90} and masses["mean"].tolist() == [43.75, 31.25]
 
 
 def test_networks_of_other_data_are_not_measured(tmp_path):
@@ -114,7 +128,8 @@ def test_without_weights_the_figure_that_was_saved_is_shown(tmp_path):
     nobody = shown([], tmp_path)
     assert mixed.draw_all_pairs(nobody) is None
     assert mixed.pairs_figure(nobody, None) is None
-    assert mixed.share_figure(mixed.measure_networks(nobody, None)) is None
+    mixed.measure_networks(nobody, None)
+    assert mixed.share_figure(nobody) is None
     assert figures.kept(None, tmp_path, "05_pairs") == figures.NO_WEIGHTS
 
     drawn = figures.bars(pd.Series({"a": 1.0}), "a bar")
