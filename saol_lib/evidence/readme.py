@@ -88,7 +88,8 @@ def _surest(judged: Judged, words: Sequence[str]) -> str:
         evidence = _surest_count(claim, judged.results, holds="supported" in words)
     else:
         clearest = _clearest(claim, found, holds="supported" in words)
-        evidence = f"We found {_effect(clearest)} (percentage points): {verdict}, {SCALES_IN_WORDS[scale]}."
+        where = SCALES_IN_WORDS[scale]
+        evidence = f"We found {_effect(clearest)} (percentage points); {where} that is {verdict}."
     return f"is **{claim.id}**, “{claim.statement}”. {evidence}"
 
 
