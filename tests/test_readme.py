@@ -170,8 +170,8 @@ def test_every_link_and_picture_is_there(page):
     assert not missing, missing
 
 
-NOTEBOOKS = [path for path in sorted(ROOT.glob("*/**/[0-9]*.ipynb")) if path.parts[-2] not in ("quick", "own")]
-NOTEBOOKS = [path for path in NOTEBOOKS if not {".venv", ".ipynb_checkpoints"} & set(path.parts)]
+EXECUTED = [path for path in sorted(ROOT.glob("results/*/[0-9]*.ipynb")) if path.parent.name != "quick"]
+NOTEBOOKS = [*sorted(ROOT.glob("notebooks/[0-9]*.ipynb")), *EXECUTED]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -106,19 +106,11 @@ def forest(table: pd.DataFrame) -> Figure:
     A panel each of `measure`: what boxes gain would hide what accuracies do. Effects are drawn in the direction that is
     claimed: to the right of 0 agrees.
     """
-    names = table.claim + ": " + table.test
-    table = table.assign(row=[fill(name, 2 * NAME_WIDTH) for name in names])
+    rows = table.claim + ": " + table.test
+    table = table.assign(row=[fill(row, 2 * NAME_WIDTH) for row in rows])
     parts = [part for _, part in table.groupby("measure", sort=False)]
     heights = [0.14 * _lines(part) + 0.14 * len(part) for part in parts]  # inches: for each line, and between the rows
-    figure, axes = plt.subplots(
-        len(parts),
-        1,
-        figsize=(WIDTH, 0.6 + 0.7 * len(parts) + sum(heights)),
-        squeeze=False,
-        layout="constrained",
-        height_ratios=heights,
-    )
-    plt.close(figure)
+    figure, axes = _figure(WIDTH, 0.6 + 0.7 * len(parts) + sum(heights), len(parts), height_ratios=heights)
     for tile, part in zip(axes[:, 0], parts, strict=True):
         _draw_effects(tile, part)
     handles, names = axes[0, 0].get_legend_handles_labels()
@@ -552,7 +544,7 @@ def kept(figure: Figure | None, results: str | Path, name: str, of: str | None =
     return NO_WEIGHTS
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **ratios) -> tuple[Figure, np.ndarray]:
     """A figure and its axes (rows, columns); closed for pyplot, so that a notebook shows it once, as a cell's value."""
     figure, axes = plt.subplots(
         rows,
@@ -560,6 +552,7 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tup
         figsize=(width, height),
         squeeze=False,
         layout="constrained",
+        **ratios,
     )
     plt.close(figure)
     return figure, axes

@@ -216,12 +216,7 @@ def _methods(run: Run) -> list[str]:
 
 def pair_table(networks: Networks) -> pd.DataFrame:
     """What was measured on these networks, now or before: reading, seed, and the metrics, in percent."""
-    wanted = {run.id for run in networks.runs}
-    rows = []
-    for name, method, measure in load_measures(networks.results, MEASURE):
-        if name in wanted:
-            place = {"reading": reading(measure.config, method), "seed": measure.config["seed"]}
-            rows.append(place | measure.metrics)
+    rows = [place | measure.metrics for place, measure in _measures_of(networks)]
     if not rows:
         return pd.DataFrame(columns=["reading", "seed"])
 
@@ -229,6 +224,14 @@ def pair_table(networks: Networks) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     table = table.sort_values(["reading", "seed"], key=lambda column: column.replace(order))
     return table.reset_index(drop=True)
+
+
+def _measures_of(networks: Networks) -> Iterator[tuple[dict, Run]]:
+    """What was measured on these networks, now or before: reading and seed, and the measure."""
+    wanted = {run.id for run in networks.runs}
+    for name, method, measure in load_measures(networks.results, MEASURE):
+        if name in wanted:
+            yield {"reading": reading(measure.config, method), "seed": measure.config["seed"]}, measure
 
 
 # --- what the notebook shows ------------------------------------------------------------------------------------------
@@ -344,10 +347,7 @@ def pairs_figure(networks: Networks, pairs: Pairs | None) -> Figure | None:
 
 def share_figure(networks: Networks) -> Figure | None:
     """What was measured on these networks, now or before, as curves; None where no measure has any."""
-    wanted = {run.id for run in networks.runs}
     rows = []
-    for name, method, measure in load_measures(networks.results, MEASURE):
-        if name in wanted:
-            place = {"reading": reading(measure.config, method), "seed": measure.config["seed"]}
-            rows += [place | point for point in measure.epochs]
+    for place, measure in _measures_of(networks):
+        rows += [place | point for point in measure.epochs]
     return figures.share_curves(pd.DataFrame(rows)) if rows else None

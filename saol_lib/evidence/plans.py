@@ -89,8 +89,8 @@ def _changes(told: pd.DataFrame) -> list[str]:
     rows = []
     for _, row in told.iterrows():
         changed = row[row != usual]
-        told = [f"{name} {value}" for name, value in changed.items()]
-        rows.append(", ".join(told) or AS_MOST)
+        words = [f"{name} {value}" for name, value in changed.items()]
+        rows.append(", ".join(words) or AS_MOST)
     return rows
 
 
