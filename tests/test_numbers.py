@@ -24,7 +24,7 @@ NAMES = [  # digits that tell no quantity
     r"\b\d+x\d+\b",  # sizes of maps
 ]
 SOURCES = {  # a phrase with a number: whether what it says is so
-    "95 % t intervals": LEVEL == 0.05,
+    "two-sided 95 % t intervals; one-sided t tests at 5 %": LEVEL == 0.05,
     "so ours have at least 40; with 40 classes or more nothing changes": default_logit_width(10) == 40,
     "the same arm with 40 and with\n> 10 channels": default_logit_width(10) == 40,
     "is 1 inside a random rectangle": True,  # what a mask is

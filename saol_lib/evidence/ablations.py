@@ -45,6 +45,7 @@ BRANCH, ATTENTION = {"mask_source": "branch"}, {"mask_source": "attention"}
 STEPS = (
     Step("SAOL − GAP-FC", "C1", Side("saol"), Side("gap_fc", "gap")),
     Step("SAOL − GAP-FC, both with CutMix", "C4", Side("saol_cutmix"), Side("gap_fc_cutmix", "gap")),
+    Step("SAOL beside a taught GAP-FC − GAP-FC", "", Side("saol_sd"), Side("gap_fc", "gap")),
     Step("GAP-FC taught by SAOL − GAP-FC", "C3", Side("saol_sd", "gap"), Side("gap_fc", "gap")),
     Step("SAOL − ABN", "C7b", Side("saol"), Side("abn", "gap")),
     Step("SAOL − ABN, both with CutMix", "C7b", Side("saol_cutmix"), Side("abn_cutmix", "gap")),
@@ -68,17 +69,6 @@ STEPS = (
     Step("L_SS2 turned round", "", Side(FULL, "saol", {"ss2_direction": "mixed_to_source"}), Side(FULL)),
     Step("teacher trained − constant", "", Side(FULL, "saol", {"teacher": "trained"}), Side(FULL)),
     Step("CutMix per batch − paired", "", Side(FULL, "saol", {"cutmix_schedule": "batch"}), Side(FULL)),
-)
-
-TOGETHER = (  # the claims about SAOL alone, of the SAOL that is trained beside the GAP-FC that it teaches
-    Step("SAOL beside a taught GAP-FC − GAP-FC", "C1", Side("saol_sd"), Side("gap_fc", "gap")),
-    Step("SAOL beside a taught GAP-FC − that GAP-FC", "C2", Side("saol_sd"), Side("saol_sd", "gap")),
-    Step(
-        "SAOL beside a taught GAP-FC − GAP-FC, both with CutMix",
-        "C4",
-        Side("saol_cutmix_sd"),
-        Side("gap_fc_cutmix", "gap"),
-    ),
 )
 
 

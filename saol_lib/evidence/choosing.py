@@ -17,7 +17,7 @@ from saol_lib.training.profiles import open_values
 from saol_lib.training.runs import resolve
 
 ENOUGH = 1.0  # points that CutMix has to give GAP-FC, mean of all seeds
-SMALLEST = 1.0  # points: the smallest effect of the claims, which a precision must not reach
+MOST = 1.0  # points: what a precision must not change, twice the smallest effect of the claims about accuracies
 READ = {  # the output layer that a family's claims read
     "gap_fc": "gap",
     "gap_fc_cutmix": "gap",
@@ -106,6 +106,20 @@ def edges(profile: str = "pilot") -> str:
     return f"{', '.join(told)}, an edge of the rates tried: **better ones may lie beyond**."
 
 
+def gains_by_rate(arm: str, baseline: str, profile: str = "pilot") -> str:
+    """What an arm is ahead of another at each rate (points, mean of the seeds that both have), in a sentence."""
+    found = _rates(profile)
+    told = []
+    for rate, scores in found.get(arm, {}).items():
+        gains = _gains(found[baseline][rate], scores)
+        if gains:
+            told.append(f"{_mean(gains):+.2f} at {rate}")
+    if not told:
+        return ""
+    names = [" ".join(in_words(name)) for name in (arm, baseline)]
+    return f"{names[0]} against {names[1]}, by rate: {', '.join(told)}."
+
+
 def precisions(profile: str = "pilot") -> pd.DataFrame | str:
     """A row an arm: its means (percent) in float32 and bfloat16, and what bfloat16 changes (points) by seed."""
     found = _precisions(profile)
@@ -127,7 +141,7 @@ def precision_chosen(profile: str = "pilot") -> str:
     if not all(scores.complete for scores in cells):
         return "Not decided yet: runs in one of the precisions are missing."
 
-    bound = min(_chance(cells), SMALLEST)
+    bound = min(_chance(cells), MOST)
     changes = [abs(_mean(_gains(full, half))) for full, half in found.values()]
     told = f"it changes an arm's mean by {max(changes):.2f} points at most, and {bound:.2f} are allowed"
     if max(changes) < bound:

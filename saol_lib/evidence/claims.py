@@ -1,7 +1,7 @@
 """The claims of results/claims.yaml: what decides them, the runs they read, and their verdicts."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -47,15 +47,19 @@ class Test(NamedTuple):
     seeds: int
     direction: str = "higher"  # what is claimed: a is "higher" or "lower" than b
     reading: str | None = None  # of L_SS1; None: the same in every reading
+    in_short: str | None = None  # what is compared, in words, where README's short answer has it
 
 
 class Count(NamedTuple):
-    """A number that is counted or timed, not trained: `quantity` of a JSON file, over another one, and its band."""
+    """A number that is counted or timed, not trained: `quantity` of a JSON file, over another one, and its band.
+
+    One without a band is shown beside the others and decides nothing.
+    """
 
     label: str
     file: str
     quantity: str
-    band: tuple[float, float]
+    band: tuple[float, float] | None = None
     over: str | None = None
 
     def holds(self, number: float) -> bool:
@@ -65,11 +69,15 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The tests of a claim at one scale: `needs` of them have to hold, in `readings` of its readings."""
+    """The tests of a claim at one scale: `needs` of them have to hold, in `readings` of its readings.
+
+    beside: comparisons that are shown with them, to read them by, and decide nothing.
+    """
 
     tests: tuple[Test, ...] = ()
     needs: int = 0
     readings: int = 1
+    beside: tuple[Test, ...] = ()
 
     @cached_property
     def groups(self) -> list[list[int]]:
@@ -164,7 +172,8 @@ def _plan(name: str, entry: dict, settings: dict) -> Plan:
     tests = tuple(_test(name, test, settings) for test in entry["tests"])
     groups = Plan(tests).groups
     fewest = min(len(group) for group in groups)
-    plan = Plan(tests, entry.get("needs", fewest), entry.get("readings", 1))
+    beside = tuple(_test(name, test, settings) for test in entry.get("beside", ()))
+    plan = Plan(tests, entry.get("needs", fewest), entry.get("readings", 1), beside)
     if not 1 <= plan.needs <= fewest or not 1 <= plan.readings <= len(groups):
         raise ValueError(
             f"claim {name} needs {plan.needs} tests in {plan.readings} readings; it has {fewest} tests in {len(groups)}"
@@ -180,7 +189,15 @@ def _test(name: str, entry: dict, settings: dict) -> Test:
         if side["arm"] not in place.get("rates", {side["arm"]: None}):
             raise ValueError(f"claim {name} has no rate for the arm {side['arm']}; add it to the rates of its place")
     sides = [_side(entry[key], settings, place) for key in ("a", "b")]
-    return Test(entry["label"], *sides, place["results"], entry["seeds"], direction, entry.get("reading"))
+    return Test(
+        entry["label"],
+        *sides,
+        place["results"],
+        entry["seeds"],
+        direction,
+        entry.get("reading"),
+        entry.get("in_short"),
+    )
 
 
 def _side(entry: dict, settings: dict, place: dict) -> Side:
@@ -194,16 +211,22 @@ def _side(entry: dict, settings: dict, place: dict) -> Side:
 # --- the runs of a test -----------------------------------------------------------------------------------------------
 
 
-def find(claims: Sequence[Claim], scale: str, results: Path = RESULTS) -> dict[str, list[Found]]:
+def find(
+    claims: Sequence[Claim],
+    scale: str,
+    results: Path = RESULTS,
+    which: str = "tests",
+) -> dict[str, list[Found]]:
     """What the finished runs of `results` say about every test of the claims at one scale.
 
+    which: "tests", or "beside", what is shown with them.
     ValueError: two runs fit one side and seed, or runs cannot be compared; the sentence names claim and test.
     """
     runs: dict[str, list[Run]] = {}
     found = {}
     for claim in claims:
         found[claim.id] = []
-        for test in getattr(claim, scale).tests:
+        for test in getattr(getattr(claim, scale), which):
             if test.results not in runs:
                 folder = results / test.results
                 runs[test.results] = [*load_runs(folder), *load_runs(folder, "measures")]
@@ -324,13 +347,13 @@ def _undecidable(case: Case) -> Verdict | None:
 
 
 def _how_far(case: Case) -> str:
-    """The pairs of the test that has the fewest; of a claim with several tests also how many are complete."""
+    """How many tests are complete, where some are; and the seeds of the test that has the fewest."""
     tests = [*case.found, *case.control]
     worst = min(tests, key=lambda one: one.pairs / one.test.seeds)
-    told = f"{worst.pairs} of {worst.test.seeds}"
+    told = f"{worst.pairs} of {worst.test.seeds} seeds"
     whole = sum(one.complete for one in case.found)
     if whole and len(case.found) > 1:
-        told += f", {whole} of {len(case.found)} tests complete"
+        return f"{whole} of {len(case.found)} tests complete; of another {told}"
     return told
 
 
@@ -351,12 +374,19 @@ def _effect(found: Found) -> str:
 
 
 def _p_values(case: Case) -> tuple[float, float]:
-    """The p that the claim holds, and the p that so much is the other way round that it cannot hold."""
-    plan, bar = case.plan, threshold(case.claim)
+    """The p that the claim holds, and the p that so much is the other way round that it cannot hold.
+
+    A test whose effect is not of the size that the rule asks for counts with p = 1: the p and the size of a verdict are
+    those of the same tests.
+    """
+    plan, claim = case.plan, case.claim
+    bar = threshold(claim)
     tests = [one.claimed for one in case.found]
     mean, spread, n = (np.array([getattr(test, name) for test in tests]) for name in ("mean", "spread", "n"))
-    above = p_above(mean, spread, n, bar).tolist()
-    below = p_above(-mean, spread, n, -bar).tolist()
+    holds = [_holds(claim, test) for test in tests]
+    opposite = [_opposite(claim, test) for test in tests]
+    above = np.where(holds, p_above(mean, spread, n, bar), 1.0).tolist()
+    below = np.where(opposite, p_above(-mean, spread, n, -bar), 1.0).tolist()
 
     in_favour = [partial_conjunction([above[i] for i in group], plan.needs) for group in plan.groups]
     against = [partial_conjunction([below[i] for i in group], len(group) - plan.needs + 1) for group in plan.groups]
@@ -370,14 +400,14 @@ def threshold(claim: Claim) -> float:
 
 
 def _decide(case: Case, in_favour: float, against: float, family: int) -> Verdict:
-    claim = case.claim
-    if in_favour <= LEVEL and _enough(case, lambda t: _holds(claim, t)):
+    if in_favour <= LEVEL:
         return Verdict("supported", f", Holm {_p_in_words(in_favour)}", p_value=in_favour)
-    if against <= LEVEL and _excluded(case, lambda t: _opposite(claim, t)):
+    if against <= LEVEL:
         return Verdict("contradicted", f", Holm {_p_in_words(against)}", p_value=against)
-    if _excluded(case, lambda t: _too_small(claim, t)):
+    large_enough = [not _too_small(case.claim, one.claimed) for one in case.found]
+    if not _are_enough(case.plan, large_enough):
         return Verdict("smaller than that")
-    return Verdict("inconclusive", f": about {_seeds(case, family)} seeds would decide it")
+    return Verdict("inconclusive", f": {_what_would_tell(case, family)}")
 
 
 def _p_in_words(p_value: float) -> str:
@@ -401,27 +431,26 @@ def _too_small(claim: Claim, test: Comparison) -> bool:
     return test.high < bar
 
 
-def _enough(case: Case, holds: Callable[[Comparison], bool]) -> bool:
-    """`needs` tests hold in `readings` readings."""
-    return _are_enough(case.plan, [holds(one.claimed) for one in case.found])
-
-
 def _are_enough(plan: Plan, held: Sequence[bool]) -> bool:
-    """held: of each test."""
+    """`needs` tests hold in `readings` readings; held: of each test."""
     count = sum(sum(held[i] for i in group) >= plan.needs for group in plan.groups)
     return count >= plan.readings
 
 
-def _excluded(case: Case, fails: Callable[[Comparison], bool]) -> bool:
-    """So many tests fail that `needs` cannot hold in `readings` readings."""
-    return not _enough(case, lambda test: not fails(test))
+def _what_would_tell(case: Case, family: int) -> str:
+    """How many seeds tell two truths apart, at the largest spread seen among the tests.
 
-
-def _seeds(case: Case, family: int) -> int:
-    """How many seeds would have decided it, at the largest spread seen among its tests."""
-    width = case.claim.smallest_effect if case.claim.margin is None else case.claim.margin
+    Which verdict they would bring depends on the truth: one close to the smallest effect stays undecided with them.
+    """
+    claim = case.claim
+    apart = f"no effect from one of {claim.smallest_effect}"
+    width = claim.smallest_effect
+    if claim.margin is not None:
+        apart = f"equal from {claim.margin} behind"
+        width = claim.margin
     spread = max(one.comparison.spread for one in case.found)
-    return seeds_to_decide(spread, width, LEVEL / family)
+    seeds = seeds_to_decide(spread, width, LEVEL / family)
+    return f"about {seeds} seeds would tell {apart}"
 
 
 def _direction(case: Case) -> str:
@@ -467,9 +496,11 @@ def _number(count: Count, results: Path) -> float | None:
 
 
 def judge_counts(claim: Claim, results: Path = RESULTS) -> Verdict:
-    """A counted claim is supported if every number lies in its band, both ends included."""
+    """A counted claim is supported if every number that has a band lies in it, both ends included."""
     inside = []
     for count, number in numbers(claim, results):
+        if count.band is None:
+            continue
         if number is None:
             return Verdict("not run")
         inside.append(count.holds(number))

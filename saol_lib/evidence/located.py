@@ -264,13 +264,15 @@ def _mean_of(part: pd.DataFrame, name: str) -> str:
 def spread_numbers(table: pd.DataFrame) -> pd.DataFrame:
     """How attention lies and spreads, means over the seeds: a row a network and stage.
 
-    `in the box` and `the box covers` in percent, `denser` their ratio; entropy in nats; `largest cell` in percent.
+    `in the box`, `of the mean map` (the mean of all images' attention in the box) and `the box covers` in percent;
+    `denser` the first over the last; entropy in nats; `largest cell` in percent.
     """
     there = table[table.method.isin(["attention", "abn"])]
-    columns = ["mass_inside", "area_share", "entropy", "largest_cell"]
+    columns = ["mass_inside", "mean_map_inside", "area_share", "entropy", "largest_cell"]
     means = there.groupby(["stage", "network"], sort=False)[columns].mean()
     shown = {
         "in the box": means.mass_inside,
+        "of the mean map": means.mean_map_inside,
         "the box covers": means.area_share,
         "denser": means.mass_inside / means.area_share,
         "entropy": means.entropy,

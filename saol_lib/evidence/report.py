@@ -12,7 +12,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from saol_lib.evidence import beyond, choosing, figures, readme
-from saol_lib.evidence.ablations import TOGETHER, Ablations
 from saol_lib.evidence.forecast import count
 from saol_lib.evidence.tables import NOT_RUN, effects_table, glossary
 from saol_lib.training.config import RunConfig
@@ -63,8 +62,8 @@ class Report:
     def choices(self) -> str:
         """How the rules chose regime, rates and precision, edges told, in this repository's profiles."""
         told = [
-            f"CIFAR-10: {choosing.regime_chosen()}",
-            f"CIFAR-10: {choosing.edges()}",
+            f"CIFAR-10: {choosing.regime_chosen()} {choosing.gains_by_rate('gap_fc_cutmix', 'gap_fc')}",
+            f"CIFAR-10: {choosing.edges()} {choosing.gains_by_rate('saol', 'gap_fc')}",
             f"CIFAR-10: {choosing.precision_chosen()}",
             f"Tiny-ImageNet: {choosing.edges('imagenet')}",
         ]
@@ -118,20 +117,6 @@ class Report:
         """Accuracy by confidence, of the arms of `beyond.SHOWN`."""
         table = beyond.reliability_table(self._main_family())
         return NOT_RUN if table.empty else figures.reliability(table)
-
-    def together(self) -> pd.DataFrame | str:
-        """C1, C2 and C4 read otherwise: of the SAOL that is trained beside a GAP-FC; a row a network and step.
-
-        Without the claims' ids: C1 excepts a network that is shown here.
-        """
-        runs = load_runs(self.results / "study")
-        tables = {}
-        for backbone in dict.fromkeys(run.config["backbone"] for run in runs):
-            own = [run for run in runs if run.config["backbone"] == backbone]
-            table = Ablations(own, TOGETHER).table()
-            if not isinstance(table, str):
-                tables[backbone] = table.drop(columns="claim")
-        return pd.concat(tables, names=["network"]) if tables else NOT_RUN
 
     def both_layers(self) -> pd.DataFrame | str:
         """What averaging both layers' distributions at test time gives."""

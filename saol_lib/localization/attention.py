@@ -15,13 +15,19 @@ def mass_inside(attention: Tensor, boxes: Sequence, size: tuple[int, int]) -> Te
     image, or B entries (n, 4), of which the union counts; size (H, W) of the image.
     Raises ValueError for a box outside it. Boxes are checked where they lie: keep them on the CPU.
     """
-    cells = attention.shape[2:]
-    if isinstance(boxes, Tensor) and boxes.ndim == 2:
-        inside = _cells_in_boxes(boxes, cells, size)
-    else:
-        inside = _cells_in_unions(true_boxes(boxes, size), cells, size)
+    inside = cells_inside(boxes, attention.shape[2:], size)
     inside = inside.to(attention.device, attention.dtype)
     return (attention[:, 0] * inside).sum(dim=(1, 2))
+
+
+def cells_inside(boxes: Sequence, cells: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """The share (B, Ho, Wo) of each of the `cells` (Ho, Wo) that an image's box or boxes cover, float64.
+
+    boxes and size: as for `mass_inside`.
+    """
+    if isinstance(boxes, Tensor) and boxes.ndim == 2:
+        return _cells_in_boxes(boxes, cells, size)
+    return _cells_in_unions(true_boxes(boxes, size), cells, size)
 
 
 def area_share(boxes: Sequence, size: tuple[int, int]) -> Tensor:

@@ -212,7 +212,8 @@ def summarise_pairs(table: pd.DataFrame) -> dict[str, float]:
 
     share_error: mean distance of the predicted from the true share, guess_error that of a constant half;
     share_slope, share_correlation (and the same of attention): 100 is a share that follows exactly;
-    attention_split, attention_both: does A see both objects, see `attention_split` (ours);
+    attention_split, attention_both: does A see both objects, see `attention_split` (ours); half_of_pairs: what
+    attention_both has to be above if A sees both in most pairs;
     own_mass: mean of own_pasted and own_base, own_area: of the regions' shares, what a blind map would score.
     """
     share = table["share"]
@@ -232,6 +233,7 @@ def summarise_pairs(table: pd.DataFrame) -> dict[str, float]:
         both = split >= 0.5
         found["attention_split"] = split.mean()
         found["attention_both"] = both.mean()
+        found["half_of_pairs"] = 0.5
     own = table[["own_pasted", "own_base"]].mean()
     found["own_mass"] = own.mean()
     found["own_area"] = 0.5

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from saol_lib.layers import Outputs, attention_entropy, largest_cell
 from saol_lib.localization.accuracy import GRID, BoxAccuracy, BoxMeter
-from saol_lib.localization.attention import area_share, mass_inside
+from saol_lib.localization.attention import area_share, cells_inside, mass_inside
 from saol_lib.localization.boxes import (
     IOUS,
     best_centred_box,
@@ -59,6 +59,7 @@ class Localization(NamedTuple):
     inside: Tensor | None  # (N,) share of the attention inside them; None where the method has no attention
     entropy: Tensor | None = None  # (N,) of the attention, nats; ours
     largest_cell: Tensor | None = None  # (N,) share of the attention on its largest cell; ours
+    mean_map_inside: float | None = None  # share of all images' mean attention inside the true boxes, their mean; ours
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -68,7 +69,9 @@ class Localization(NamedTuple):
         among the first 1 or 5, or whose box does not fit. Each predicted class has its own map; but only that of the
         true class can be right, so the map of the true class decides. box_size: the median box's area, percent of the
         true one's. mass_inside: the attention inside the true boxes, to be held against area_share, the image inside
-        them; entropy and largest_cell: how far the attention is spread (ours); these four for "attention" and "abn".
+        them, and against mean_map_inside (ours): the mean of all images' attention inside them, which knows where
+        objects usually lie, and nothing of the one picture; entropy and largest_cell: how far the attention is spread
+        (ours). These five for "attention" and "abn"; mean_map_inside where all maps are of one size.
         """
         found = {"max_box_acc": self.accuracy.max_box_acc, "best_threshold": self.accuracy.best_threshold}
         found |= _rates(self.accuracy.per_iou, self.fits, self.ranks)
@@ -76,6 +79,8 @@ class Localization(NamedTuple):
         if self.inside is not None:
             found["mass_inside"] = _percent(self.inside)
             found["area_share"] = _percent(self.covered)
+            if self.mean_map_inside is not None:
+                found["mean_map_inside"] = 100 * self.mean_map_inside
             found["entropy"] = _percent(self.entropy) / 100
             found["largest_cell"] = _percent(self.largest_cell)
         return found
@@ -126,6 +131,7 @@ class Localizer:
         self.size = size
         self._meter = BoxMeter(thresholds)
         self._parts = []
+        self._means = _MeanMap()
 
     @property
     def count(self) -> int:
@@ -154,7 +160,9 @@ class Localizer:
         ious, sizes = self._fit(maps, truth)
         part = {"ious": ious, "sizes": sizes, "ranks": ranks, "covered": _covered(truth, size)}
         if self.method in ("attention", "abn"):
-            part |= _attention_measures(outputs.attention.cpu(), truth, size)
+            attention = _whole(outputs.attention.cpu())
+            part |= _attention_measures(attention, truth, size)
+            self._means.update(attention, truth, size)
         self._parts.append(part)
 
     def _ranks(self, outputs: Outputs, labels: Tensor) -> Tensor:
@@ -196,7 +204,38 @@ class Localizer:
         """All measures of the images so far; ValueError where there was none."""
         accuracy = self._meter.result()
         columns = {name: torch.cat([part[name] for part in self._parts]) for name in self._parts[0]}
-        return Localization(accuracy=accuracy, fits=columns["ious"] >= 0.5, **({"inside": None} | columns))
+        fits = columns["ious"] >= 0.5
+        parts = {"inside": None} | columns
+        return Localization(accuracy=accuracy, fits=fits, **parts, mean_map_inside=self._means.inside())
+
+
+class _MeanMap:
+    """The mean attention of images that come in batches, and how much of it lies inside their boxes.
+
+    Both are means over the images: of the maps, and of the share of each cell that a box covers. Where the maps are of
+    several sizes there is no mean.
+    """
+
+    def __init__(self) -> None:
+        self._attention: dict[tuple[int, int], Tensor] = {}  # sums by the maps' size
+        self._covered: dict[tuple[int, int], Tensor] = {}
+        self._count = 0
+
+    def update(self, attention: Tensor, truth: list[Tensor], size: tuple[int, int]) -> None:
+        """Attention (B, 1, Ho, Wo), summing to 1 over positions, and the true boxes in an image of `size`."""
+        cells = tuple(attention.shape[2:])
+        maps = attention[:, 0].double().sum(dim=0)
+        covered = cells_inside(_simplest(truth), cells, size).sum(dim=0)
+        self._attention[cells] = self._attention.get(cells, 0) + maps
+        self._covered[cells] = self._covered.get(cells, 0) + covered
+        self._count += len(attention)
+
+    def inside(self) -> float | None:
+        if len(self._attention) != 1:
+            return None
+        (maps,) = self._attention.values()
+        (covered,) = self._covered.values()
+        return float((maps * covered).sum()) / self._count**2
 
 
 def _covered(truth: list[Tensor], size: tuple[int, int]) -> Tensor:
@@ -204,12 +243,16 @@ def _covered(truth: list[Tensor], size: tuple[int, int]) -> Tensor:
 
 
 def _attention_measures(attention: Tensor, truth: list[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
-    whole = attention / attention.sum(dim=(2, 3), keepdim=True)
     return {
-        "inside": mass_inside(whole, _simplest(truth), size),
+        "inside": mass_inside(attention, _simplest(truth), size),
         "entropy": attention_entropy(attention),
         "largest_cell": largest_cell(attention),
     }
+
+
+def _whole(attention: Tensor) -> Tensor:
+    """Maps (B, 1, Ho, Wo) that sum to 1 over positions; SAOL's do, ABN's do not."""
+    return attention / attention.sum(dim=(2, 3), keepdim=True)
 
 
 def _simplest(truth: list[Tensor]) -> Tensor | list[Tensor]:

@@ -4,7 +4,7 @@ import pytest
 from made_runs import gap, make
 
 from saol_lib.evidence import ablations
-from saol_lib.evidence.ablations import STEPS, TOGETHER, Ablations
+from saol_lib.evidence.ablations import STEPS, Ablations
 from saol_lib.evidence.claims import load_claims
 from saol_lib.evidence.plans import layers_of, planned, progress
 from saol_lib.evidence.tables import NOT_RUN
@@ -14,7 +14,7 @@ from saol_lib.training.runs import Run, save_run
 
 def test_every_step_names_arms_and_options_that_there_are():
     assert len({step.name for step in STEPS}) == len(STEPS)
-    for step in (*STEPS, *TOGETHER):
+    for step in STEPS:
         for side in (step.a, step.b):
             assert side.layer in layers_of(side.arm)
             for name, value in side.changes.items():

@@ -51,7 +51,7 @@ def test_every_arm_metric_and_setting_exists():
     settings = yaml.load(TEXT, claims.LOADER)["settings"]
     assert {name: known[name] for name in settings} == settings, "not the method's defaults"
     for claim in LEDGER.claims:
-        for test in [*claim.cpu.tests, *claim.paper.tests]:
+        for test in [*claim.cpu.tests, *claim.paper.tests, *claim.cpu.beside, *claim.paper.beside]:
             assert test.a != test.b
             for side in (test.a, test.b):
                 assert set(side.where) <= set(known) | {"method", "measure"}
@@ -134,13 +134,32 @@ def test_the_rule(tests, options, word, direction):
 
 
 def test_verdicts_say_what_they_rest_on():
-    assert str(one(GAIN[:5])) == "incomplete (5 of 6)" and str(one(GAIN[:2], GAIN[:1])) == "incomplete (1 of 6)"
-    assert str(one(GAIN, GAIN[:1])) == "incomplete (1 of 6, 1 of 2 tests complete)"
+    assert str(one(GAIN[:5])) == "incomplete (5 of 6 seeds)"
+    assert str(one(GAIN[:2], GAIN[:1])) == "incomplete (1 of 6 seeds)"
+    assert str(one(GAIN, GAIN[:1])) == "incomplete (1 of 2 tests complete; of another 1 of 6 seeds)"
     assert str(one(GAIN)).startswith("supported, Holm p < 0.001")
     assert claims._p_in_words(0.0014) == "p = 0.001"
     text = str(one(WIDE))
-    seeds = int(text.removeprefix("inconclusive: about ").removesuffix(" seeds would decide it"))
+    seeds = int(text.removeprefix("inconclusive: about ").removesuffix(" seeds would tell no effect from one of 0.5"))
     assert 60 < seeds < 200  # (2.0 + 1.7) * 1.46 / 0.5, squared
+    behind = str(one([value - 0.7 for value in WIDE], margin=0.5))
+    assert behind.endswith(" seeds would tell equal from 0.5 behind")
+
+
+FAR, SURE = [1.5, -1.4, 2.6, -0.2, 0.9, 0.1], [0.3, 0.31, 0.29, 0.3, 0.32, 0.28]
+
+
+@pytest.mark.parametrize(("tests", "sign", "needs", "word"), [
+    ([FAR, SURE], 1, 1, "inconclusive"),
+    ([FAR, GAIN], 1, 1, "supported"),
+    ([FAR, SURE], -1, 2, "smaller than that"),  # both have to hold, so that one is enough against
+    ([FAR, GAIN], -1, 2, "contradicted"),
+])  # fmt: skip
+def test_p_and_size_are_those_of_one_test(tests, sign, needs, word):
+    """One is large by chance, another is above 0 for sure and too small: neither alone makes a verdict."""
+    assert describe(FAR).mean > 0.5 > describe(SURE).mean and describe(FAR).p_value > 0.05 > describe(SURE).p_value
+    claimed = [[sign * value for value in deltas] for deltas in tests]
+    assert one(*claimed, needs=needs).word == word
 
 
 @pytest.mark.parametrize(("tests", "options", "lost"), [
@@ -190,7 +209,7 @@ def test_a_claim_whose_control_failed_cannot_be_tested():
     found = one(GAIN, control=control(LOSS))
     assert found.word == "not testable at this scale" and "CutMix on GAP-FC -1.00 [" in found.detail
     assert one(GAIN, control=control(GAIN)).word == "supported"
-    assert str(one(GAIN, control=control(GAIN[:3]))) == "incomplete (3 of 6)"
+    assert str(one(GAIN, control=control(GAIN[:3]))) == "incomplete (3 of 6 seeds)"
     assert one(None, control=control(GAIN)).word == "not run"
 
 
@@ -217,6 +236,8 @@ def test_counted_claims(tmp_path):
     outside = Count("", "cost.json", "a", (6, 7))
     found = judge_counts(claim._replace(counted=(*claim.counted, outside)), tmp_path)
     assert found.word == "contradicted" and "1 of 2" in found.detail and found.direction == "none"
+    beside = claim._replace(counted=(*claim.counted, Count("", "cost.json", "b"), Count("", "no.json", "b")))
+    assert judge_counts(beside, tmp_path).word == "supported", "what has no band decides nothing"
     for missing in (Count("", "cost.json", "c", (0, 1)), Count("", "no.json", "a", (0, 1))):
         assert judge_counts(claim._replace(counted=(missing,)), tmp_path).word == "not run"
 
@@ -273,18 +294,34 @@ def test_twelve_seeds_decide(results):
 def test_removing_one_run_makes_its_claim_incomplete(results):
     (path,) = (results / "study" / "runs").glob("saol_cutmix-s7-*.json")
     path.unlink()
-    assert words(results)["C4"] == "incomplete (11 of 12)"
+    assert words(results)["C4"] == "incomplete (11 of 12 seeds)"
 
 
-def test_what_is_shown_of_a_claim_is_its_clearest_test_and_what_waits_is_told(results):
+def test_what_is_shown_of_a_claim_is_its_clearest_test(results):
     held = case(LOSS, [3 * value for value in GAIN], needs=1, of=["branch", "attention"])
     assert readme._clearest(held.claim, held.found, holds=True) is held.found[1]
     assert readme._clearest(held.claim, held.found, holds=False) is held.found[0]
+
+
+def test_the_short_answer_has_every_effect_that_the_file_has_words_for(results):
+    alone = "- SAOL trained alone, against GAP-FC:"
+    assert alone not in readme.verdict_box(readme.Judged(results))
     save(results, make([60 + 0.1 * i for i in range(12)], "saol", **SETTINGS))
-    told = readme.verdict_box(readme.Judged(results)).splitlines()[-1]
-    assert "these tests have all their seeds, while their claims wait for others: **C1**, “SAOL beats " in told
-    told = told.replace("\N{NO-BREAK SPACE}", " ")
-    assert told.endswith("ResNet: -9.62 [-9.86, -9.39], n = 12 (percentage points, 95 % interval).")
+    told = readme.verdict_box(readme.Judged(results)).replace("\N{NO-BREAK SPACE}", " ")
+    lines = told.splitlines()
+    assert f"{alone} -9.62 [-9.86, -9.39], n = 12 (C1)" in lines and lines[0].startswith("In short, ")
+    (results / "study" / "runs").rename(results / "study" / "elsewhere")
+    assert readme.verdict_box(readme.Judged(results)).startswith("Nothing has run yet")
+
+
+def test_what_stands_beside_a_claim_decides_nothing(results):
+    before = words(results)["C4"]
+    save(results, make([60 + 0.1 * i for i in range(12)], "saol", **SETTINGS))
+    assert words(results)["C4"] == before
+    judged = readme.Judged(results)
+    row = next(line for line in readme.claims_table(judged).splitlines() if line.startswith("| [C4]"))
+    assert "<br>*beside it: the same without CutMix: -9.62" in row
+    assert sum(line.startswith("| beside C4 |") for line in readme.tests_table(judged, "cpu").splitlines()) == 1
 
 
 def test_the_p_values_of_a_claim_with_a_margin_are_those_of_its_margin():
@@ -292,7 +329,7 @@ def test_the_p_values_of_a_claim_with_a_margin_are_those_of_its_margin():
     found = case(behind, margin=1.0)
     assert claims.threshold(found.claim) == -1.0
     row = readme._test_row("C", found.found[0], claims.threshold(found.claim)).split(" | ")
-    assert row[2].startswith("-0.30 [") and float(row[4]) < 0.001 and float(row[5]) == pytest.approx(1 / 64, abs=1e-4)
+    assert row[2].startswith("-0.30 [") and row[4] == "< 0.0001" and float(row[5]) == pytest.approx(1 / 64, abs=1e-4)
     row = readme._test_row("C", found.found[0], bar=0.0).split(" | ")
     assert float(row[4]) > 0.99 and float(row[5]) == 1
 
@@ -398,7 +435,7 @@ def test_fifty_paper_runs_move_their_rows_paper_column_alone(results):
     assert after[0] == before[0]
     moved = {name for name in after[1] if after[1][name] != before[1][name]}
     assert moved == {"C1", "C2", "C3"}, "those that these arms are about"
-    assert after[1]["C1"] == "incomplete (0 of 5, 3 of 6 tests complete)"  # CIFAR-100 has not run
+    assert after[1]["C1"] == "incomplete (3 of 6 tests complete; of another 0 of 5 seeds)"  # CIFAR-100 has not run
 
 
 def test_different_sources_are_refused_by_name(results):

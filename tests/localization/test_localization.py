@@ -14,6 +14,7 @@ from torch import nn
 from saol_lib.layers import Outputs
 from saol_lib.localization import (
     METHODS,
+    Localizer,
     area_share,
     box_accuracy,
     largest_box,
@@ -351,9 +352,22 @@ def test_localize_follows_the_protocols(method):
         area = area_share(boxes, (16, 24)).mean()
         assert found.metrics["mass_inside"] == pytest.approx(100 * mass.item(), rel=1e-5)
         assert found.metrics["area_share"] == pytest.approx(100 * area.item())
+        of_others = [mass_inside(model(images).attention.roll(k, 0), boxes, (16, 24)) for k in range(len(images))]
+        every_map_in_every_box = torch.stack(of_others).mean().item()
+        assert found.metrics["mean_map_inside"] == pytest.approx(100 * every_map_in_every_box, rel=1e-5)
     else:
         assert found.inside is None
-        assert not {"mass_inside", "area_share"} & set(found.metrics)
+        assert not {"mass_inside", "area_share", "mean_map_inside"} & set(found.metrics)
+
+
+def test_maps_of_several_sizes_have_no_mean():
+    model = build_model("resnet-8", 5, heads=("saol",), seed=2)
+    localizer = Localizer(model, "attention", size=(16, 24))
+    boxes = torch.tensor([[0, 0, 9, 9], [2, 2, 7, 7]])
+    for size in ((16, 24), (32, 48)):
+        localizer.update(torch.rand(2, 3, *size), torch.tensor([0, 1]), boxes)
+    metrics = localizer.result().metrics
+    assert "mass_inside" in metrics and "mean_map_inside" not in metrics
 
 
 def test_trivial_rows_on_a_case_made_by_hand():

@@ -116,8 +116,10 @@ def test_the_metrics_are_the_textbook_ones():
     assert found["share_slope"] == pytest.approx(100 * up / down)
     assert found["share_correlation"] == pytest.approx(100 * up / (down * across) ** 0.5)
     assert found["own_mass"] == pytest.approx(100 * (2.1 + 1.8) / 6) and found["own_area"] == 50
-    assert found["attention_slope"] > 0
-    assert not [name for name in summarise_pairs(table.assign(attention=float("nan"))) if "attention" in name]
+    assert found["attention_slope"] > 0 and found["half_of_pairs"] == 50
+    assert not [
+        name for name in summarise_pairs(table.assign(attention=float("nan"))) if "attention" in name or "pairs" in name
+    ]
 
 
 def test_the_points_of_the_curves_are_the_table():
