@@ -310,11 +310,11 @@ class Benchmark:
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
-    def bars(self) -> pd.DataFrame:
-        """The bars that the project set itself for its cpu profile, and what was measured."""
+    def targets(self) -> pd.DataFrame:
+        """The targets that the project set itself for its cpu profile, and what was measured."""
         latency = f"inference time of SAOL, separable / GAP-FC, {self.networks[-1]} at {self.size}"
         own_map = f"map of SAOL / forward pass of SAOL, {self.map_backbone} at {self.size}"
-        bars = {
+        targets = {
             "train / bare step, images per second": 0.92,
             "evaluate / bare inference, images per second": 0.90,
             f"step of {TERMS[-1]} / {TERMS[0]}": 1.25,
@@ -322,13 +322,12 @@ class Benchmark:
             own_map: 1.10,
         }
         rows = []
-        for name, bar in bars.items():
+        for name, target in targets.items():
             measured = self.measured[name]
-            met = measured >= bar if bar < 1 else measured <= bar
-            rows.append(
-                (name, f"at {'least' if bar < 1 else 'most'} {bar:.2f}", f"{measured:.3f}", "yes" if met else "no")
-            )
-        columns = ["ratio", "bar", "measured", "met"]
+            met = measured >= target if target < 1 else measured <= target
+            bound = "at least" if target < 1 else "at most"
+            rows.append((name, f"{bound} {target:.2f}", f"{measured:.3f}", "yes" if met else "no"))
+        columns = ["ratio", "target", "measured", "met"]
         return pd.DataFrame(rows, columns=columns).set_index("ratio")
 
     def figure(self, table: pd.DataFrame, column: str, label: str) -> Figure:
@@ -343,14 +342,14 @@ class Benchmark:
         more = [100 * (value - plain) / plain for value in adds]
         step = self.measured[f"step of {TERMS[-1]} / {TERMS[0]}"]
         own_map = self.measured[f"map of SAOL / forward pass of SAOL, {self.map_backbone} at {self.size}"]
-        met = (self.bars().met == "yes").sum()
+        met = (self.targets().met == "yes").sum()
         noisy = ", a few calls each: noisy" if profile == "quick" else ""
         return (
             f"SAOL takes ResNet-101 from {plain:.2f} to {adds[0]:.2f} G multiply-adds ({more[0]:.1f} % more; with four "
             f"blocks {more[1]:.1f} %), ABN to {adds[2]:.2f} ({more[2]:.0f} %).",
             f"A training step with all of the paper's losses takes {step:.2f} times as long as GAP-FC's with CutMix, a "
             f"map {own_map:.2f} times as long as the forward pass that classifies.",
-            f"{met} of {len(self.bars())} bars are met ({profile} profile{noisy}; times on this machine, one thread).",
+            f"{met} of {len(self.targets())} targets are met ({profile} profile{noisy}; times of one thread, here).",
         )
 
     def save(self, results: str) -> None:

@@ -37,7 +37,7 @@ NAME_WIDTH = 36  # letters of a row's name before it breaks
 COLOURS = dict(zip(FAMILIES.values(), ["black", *sns.color_palette("colorblind", 8)], strict=True))
 NO_WEIGHTS = "*Weights are not in git: no network of these runs is here, and no picture of it was saved.*"
 BLUE, ORANGE = "#0072B2", "#D55E00"
-COVER = 0.7  # how dark a picture is where a map is weakest
+COVER = 0.6  # how dark a picture is where a map is weakest
 READINGS = {  # what CutMix-ed pairs are shown to
     "SAOL": BLUE,
     "SAOL, mask by the attention": "#009E73",
@@ -216,7 +216,7 @@ def cost_against_accuracy(runs: Sequence[Run], costs: Mapping[str, float]) -> Fi
             xerr=[mean - top1.min(), top1.max() - mean],
             fmt="o" if layer == "SAOL" else "s",
             label=f"{layer} read, {regime}",
-            color=ORANGE if layer == "SAOL" else BLUE,
+            color=BLUE if layer == "SAOL" else "black",
             capsize=2,
             markerfacecolor=None if regime == REGIMES[1] else "white",
         )
@@ -226,7 +226,7 @@ def cost_against_accuracy(runs: Sequence[Run], costs: Mapping[str, float]) -> Fi
 
     beside = tile.secondary_yaxis("right")
     beside.set_yticks(range(len(names)), labels=[f"{cost:.0f} M" for cost in by_family])
-    beside.set_ylabel("multiply-adds\nan image")
+    beside.set_ylabel("multiply-adds of training,\nper image")
     beside.tick_params(length=0)
     figure.legend(loc="outside lower center", ncols=2)
     return figure
@@ -257,7 +257,7 @@ def reliability(table: pd.DataFrame) -> Figure:
     grid.set_axis_labels("confidence (%)", "accuracy (%)")
     for tile in grid.axes.flat:
         tile.plot([0, 100], [0, 100], color="0.4", linestyle="--", linewidth=1)
-        tile.set(xlim=(0, 100), ylim=(0, 100))
+        tile.set(xlim=(0, 100), ylim=(0, 100), xticks=range(0, 100, 20))  # a 100 would run into the next panel's 0
     plt.close(grid.figure)
     return grid.figure
 
@@ -474,7 +474,8 @@ def share_curves(table: pd.DataFrame) -> Figure:
     and `high`. Dots are means over seeds, their bars the seeds' range, the band lies between the mean quartiles. Thin
     grey lines are the means of the other rows.
     """
-    panels = list(table.panel.unique())
+    fullest = table.groupby("reading").panel.nunique().idxmax()  # a GAP-FC network has no attention's panel
+    panels = list(table[table.reading == fullest].panel.unique())
     there = set(table.reading)
     names = [name for name in READINGS if name in there]
 

@@ -38,7 +38,7 @@ def stage_plan(stages: Mapping[str, Sequence[RunConfig]]) -> pd.DataFrame:
             rows.append({"stage": stage, "network": network_name(config.identity()), "seed": config.seed})
     table = pd.DataFrame(rows, columns=["stage", "network", "seed"])
     seeds = table.groupby(["stage", "network"], sort=False).seed
-    return seeds.agg(lambda values: ", ".join(map(str, values))).to_frame("seeds")
+    return seeds.agg(lambda values: ", ".join(map(str, values))).to_frame("seed numbers")
 
 
 def stage_table(finished: Mapping[str, Sequence[Run]]) -> pd.DataFrame:

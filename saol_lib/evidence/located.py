@@ -464,5 +464,5 @@ def _tile(model: torch.nn.Module, seen: Scene, index: int, threshold: float, iou
     truth = seen.split.boxes[index].reshape(-1, 4)[0]
     found = largest_box(values, threshold)
     name = seen.classes[int(label)]
-    title = f"{name[:16]}, {iou:.2f}"
+    title = f"{name[:16]}, IoU {iou:.2f}"
     return picture[0], values, truth, found, title

@@ -139,7 +139,7 @@ class Pairs(NamedTuple):
         """The pasted class, its share and the base's class of a pair, in words."""
         pasted = self.labels[self.mixed.partners[index]]
         base = self.labels[index]
-        return f"{self.classes[pasted]}, {self.share[index]:.0%}, in {self.classes[base]}"
+        return f"{self.classes[pasted]} over {self.share[index]:.0%} of {self.classes[base]}"
 
     def __str__(self) -> str:
         least, most = self.share.min(), self.share.max()

@@ -25,7 +25,7 @@ WORDS = """# The paper profile: what is done, what is ready, what it would cost
 Written by `make dryrun` and, after a run, by `make claims`; not edited by hand. {summary}
 
 ```sh
-make study PROFILE=paper ONLY=cifar10-wrn DATA=DIR       # trains it, a run a GPU; goes on where it stopped
+make study PROFILE=paper ONLY=cifar10-wrn DATA=DIR       # trains it, one run per GPU; goes on where it stopped
 make replicate PROFILE=paper ONLY=cifar10-wrn DATA=DIR   # its notebooks and figures, from what is finished
 make claims                                              # its rows in results/README.md, the verdicts, this page
 ```

@@ -12,7 +12,7 @@ from saol_lib.training.profiles import read_runs
 from saol_lib.training.runs import Run, load_finished, resolve, run_id, setting
 
 MOST_FIELDS = 3  # with a column of their own
-AS_MOST = "as most"
+AS_MOST = "nothing changed"
 
 
 def planned(profile: str | None, name: str = "study") -> tuple[list[RunConfig], str]:

@@ -210,9 +210,11 @@ class Lens:
     def limits(self, state: State, overlay: str) -> tuple[float, float]:
         """The values that get the first and the last colour."""
         values = self.map(state.scene, overlay, self.target(state))
+        if overlay == "mask":  # a probability; and where nothing is pasted none of it should be bright
+            return 0.0, 1.0
         if state.scale == "own":
             return float(values.min()), float(values.max())
-        if overlay in ("spatial", "mask"):
+        if overlay == "spatial":
             return 0.0, 1.0
         kind = "attention" if overlay == "saol" else overlay  # A bounds A * Y_k for every k
         largest = []
@@ -241,7 +243,9 @@ class Lens:
         Boxes are x0, y0, x1, y1 with both ends inclusive.
         """
         box = truth = overlap = None
-        if state.overlay != "none":
+        x0, y0, x1, y1 = state.box
+        nothing_to_find = state.overlay == "mask" and (x0 == x1 or y0 == y1)
+        if state.overlay != "none" and not nothing_to_find:
             enlarged = self.enlarged(state)
             stretched = stretch(enlarged[None])
             box = largest_box(stretched[0], state.threshold)
@@ -398,11 +402,12 @@ class Lens:
         told = self.numbers(state)
         if state.overlay != "none":
             title = f"box of {OVERLAYS[state.overlay]}"
+            both = [box for box in (told["box"], told["truth"]) if box]
             if told["truth"]:
-                title += f", IoU {told['iou']:.2f}"
+                title += f" and the true one, IoU {told['iou']:.2f}"
             tiles[title] = self.covered(state)
-            if told["box"]:
-                boxes[title] = torch.tensor(told["box"])
+            if both:
+                boxes[title] = torch.tensor(both)
 
         own = [name for name in ("attention", "spatial", "saol") if name in self.overlays]
         parts = own or self.overlays[1:]
@@ -420,15 +425,15 @@ class Lens:
         return figure
 
     def covered(self, state: State) -> Tensor:
-        """The mixed picture (3, H, W) under its overlay, the map's strength as opacity, as the page paints it."""
+        """The mixed picture (3, H, W) under its overlay, the root of the map's strength as opacity, as on the page."""
         mixed, _ = self.mixed(state.scene)
         enlarged = self.enlarged(state)
         steps = self.steps(state, state.overlay, enlarged).long()
         palette = PALETTES[state.colours]
         colours = palette[steps].permute(2, 0, 1)
 
-        strength = state.opacity * steps / 255
-        covered = torch.lerp(mixed.float(), colours.float(), strength)
+        opacity = state.opacity * (steps / 255).sqrt()
+        covered = torch.lerp(mixed.float(), colours.float(), opacity)
         return covered.round().byte()
 
 

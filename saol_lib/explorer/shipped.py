@@ -83,7 +83,7 @@ SCENES = {
         ),
         Scene(
             "Where SAOL fails",
-            "A 9 that SAOL takes for an 8, while GAP-FC is right: the attention lies on the upper loop alone.",
+            "A 9 that SAOL takes for an 8, while GAP-FC is right: the attention lies where a fragment touches it.",
             State(base=2, source=32, box=(0, 0, 0, 0)),
         ),
     ),

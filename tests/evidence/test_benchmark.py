@@ -52,7 +52,7 @@ def test_a_bar_below_1_is_a_least_and_one_above_a_most(small):
     names += ["inference time of SAOL, separable / GAP-FC, resnet18 at 64"]
     names += ["map of SAOL / forward pass of SAOL, resnet18 at 64"]
     small.measured |= dict(zip(names, [0.95, 0.89, 1.30, 1.05, 1.10], strict=True))
-    assert small.bars().met.tolist() == ["yes", "no", "no", "yes", "yes"]
+    assert small.targets().met.tolist() == ["yes", "no", "no", "yes", "yes"]
 
 
 def test_what_is_saved_is_what_was_measured_and_nothing_empty(small, tmp_path):

@@ -46,7 +46,7 @@ def test_a_plan_has_a_row_a_stage_and_network():
     both = grid(["gap_fc", "saol"], [0, 1])
     plan = stage_plan({"trained": [], "fine-tuned": both, "continued": both[2:]})
     rows = [("fine-tuned", "GAP-FC"), ("fine-tuned", "SAOL"), ("continued", "SAOL")]
-    assert plan.index.tolist() == rows and set(plan.seeds) == {"0, 1"}
+    assert plan.index.tolist() == rows and set(plan["seed numbers"]) == {"0, 1"}
 
 
 def test_distances_are_to_gap_fc_of_the_same_stage_and_seed(finished):
@@ -86,7 +86,7 @@ def test_the_imagenet_profile_has_the_runs_that_the_claims_read():
     measured_on, place = notebook_runs(ROOT / "notebooks/profiles/imagenet/03.yaml")
     assert (measured_on, place) == (configs, folder), "notebook 03 would train networks of its own"
     tests = [test for claim in load_claims().claims for test in claim.cpu.tests if test.results == "imagenet"]
-    assert len(tests) == 2 + 6 + 2 + 2, "C6, C12a, C13, C15"
+    assert len(tests) == 2 + 6 + 2 + 4, "C6, C12a, C13, C15"
     for test in tests:
         for side in (test.a, test.b):
             wanted = {name: value for name, value in side.where.items() if value != OPEN}

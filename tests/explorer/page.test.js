@@ -65,9 +65,9 @@ function view(...values) {
   return new DataView(padded.buffer, 1);
 }
 
-test("a map's strength is its opacity", () => {
+test("the stronger a map, the less one sees through it", () => {
   const palette = view(...Array.from({ length: 768 }, (_, i) => Math.floor(i / 3)));
-  assert.deepEqual([...coloured(view(0, 200), palette, true)], [0, 0, 0, 0, 200, 200, 200, 200]);
+  assert.deepEqual([...coloured(view(0, 200), palette, true)], [0, 0, 0, 0, 200, 200, 200, 226]);
   assert.deepEqual([...coloured(view(7), palette, false)], [7, 7, 7, 255]);
 });
 
@@ -164,5 +164,6 @@ test("sentences", () => {
   assert.match(patchSentence([0, 0, 16, 32], SIZE, null), /covers 50\u00a0% of the picture\.$/);
   assert.equal(boxSentence({ box: null, iou: null }, "none"), "No box: no map lies over the picture.");
   assert.equal(boxSentence({ box: null, iou: null }, "attention"), "No box.");
+  assert.equal(boxSentence({ box: null, iou: null }, "mask"), "No box: nothing is pasted.");
   assert.match(boxSentence({ box: BOX, iou: 0.5 }, "mask"), /with the patch: 0\.50\.$/);
 });

@@ -216,6 +216,8 @@ def test_box_and_overlap_are_the_literal_ones(lens, monkeypatch):
     other = next(k for k in range(10) if k not in SCENES.labels[:2])
     assert lens.found(State(box=BOX, k=other, overlay="saol")) == {"box": (4, 8, 19, 15), "truth": None, "iou": None}
     assert lens.found(State(box=BOX, overlay="none")) == {"box": None, "truth": None, "iou": None}
+    nothing = State(box=(4, 6, 4, 16), overlay="mask")
+    assert lens.found(nothing)["box"] is None, "there is no patch to find"
     heat.zero_()
     assert lens.found(State(box=BOX, overlay="mask"))["box"] is None
 

@@ -143,6 +143,7 @@ def page(app, lens):
     """The page in the state START, whatever the test before did."""
     app.set_viewport_size({"width": 1280, "height": 860})
     load(app, START)
+    app.locator(".move:has(input[value=window])").click()
     tells(app, lens, START)
     app.mouse.move(2, 2)
     return app
@@ -264,7 +265,7 @@ def test_a_link_opens_its_state_and_another_is_copied(app, lens):
     load(app, START)
     tells(app, lens, START)
     app.locator(".saol-link").click()
-    expect(app.locator(".saol-message")).to_contain_text("copied")
+    expect(app.locator(".saol-note")).to_contain_text("copied")
     address, text = app.evaluate("navigator.clipboard.readText()").split("#saol=")
     assert State.of(json.loads(base64.urlsafe_b64decode(text + "==="))) == START
     assert app.url.startswith(address) and "t0k" not in address
@@ -297,10 +298,15 @@ def test_the_first_minute(page, lens):
     stage(page).click(position={"x": 2.5 * 4 * unit(page), "y": 1.5 * 4 * unit(page)})
     a, y, product = (float(lens.map(whole.scene, name, 3)[1, 2]) for name in ("attention", "spatial", "saol"))
     expect(page.locator(".saol-piece")).to_have_text(
-        f"This place: A {percent(a)} × Y {percent(y)} = {percent(product)}."
+        f"The place in row 2, column 3: A {percent(a)} × Y {percent(y)} = {percent(product)}."
     )
     bar, piece = page.locator(".stack").bounding_box(), page.locator(".stack .chosen").bounding_box()
     assert piece["width"] / bar["width"] == pytest.approx(product, abs=0.02)
+    page.mouse.move(*middle(page, 6, 5))  # another place is hovered: the chosen one stays marked and told
+    expect(page.locator(".saol-hover")).to_contain_text("In row 7, column 6:")
+    expect(page.locator(".saol-piece")).to_contain_text("in row 2, column 3:")
+    kept, whole = page.locator(".saol-kept").bounding_box(), stage(page).bounding_box()
+    assert (kept["x"] - whole["x"], kept["y"] - whole["y"]) == pytest.approx((8 * unit(page), 4 * unit(page)), abs=2)
     screenshot(page, "2-step3")
 
     onward.click()
@@ -373,7 +379,6 @@ def test_the_picture_moves_under_the_window_or_with_it(page, lens):
     tells(page, lens, state)
     mixed, _ = lens.mixed(lens.check(state).scene)
     shows(page, 8, 14, mixed[:, 14, 8])
-    page.locator(".move:has(input[value=window])").click()
 
 
 def test_a_corner_and_the_keys_resize_and_move(page, lens):
@@ -403,14 +408,19 @@ def test_class_threshold_and_colours(page, lens):
     eventually(lambda: overlay(page) != before)
 
 
-def test_what_a_place_says(page, lens):
+def middle(page, row, column):
+    """The middle of a place of the 8 x 8 map, in the window's pixels."""
     whole = stage(page).bounding_box()
-    page.mouse.move(whole["x"] + 5.5 * whole["width"] / 8, whole["y"] + 6.5 * whole["height"] / 8)
+    return whole["x"] + (column + 0.5) * whole["width"] / 8, whole["y"] + (row + 0.5) * whole["height"] / 8
+
+
+def test_what_a_place_says(page, lens):
+    page.mouse.move(*middle(page, 6, 5))
     state = lens.check(START)
     votes = lens.look(state.scene)[0].spatial_log_probs[0].exp()[:, 6, 5]
     attention = float(lens.map(state.scene, "attention", 0)[6, 5])
     told = f"A {percent(attention)}, says “{int(votes.argmax())}” with {percent(float(votes.max()))}"
-    expect(page.locator(".saol-hover")).to_have_text(f"Row 7, column 6: {told}")
+    expect(page.locator(".saol-hover")).to_have_text(f"In row 7, column 6: {told}")
 
 
 def test_the_state_and_the_figure_are_saved(page):

@@ -2,7 +2,7 @@
 
 import { edged, fitting } from "./geometry.js";
 import { FileButton, Png, Radio, Select, Slider, download } from "./parts.js";
-import { html } from "./vendor/preact-htm.js";
+import { html, useEffect, useState } from "./vendor/preact-htm.js";
 import { boxSentence, className, percent } from "./words.js";
 
 export function Head({ page }) {
@@ -88,7 +88,7 @@ export function Picker({ page, slot, title }) {
   </section>`;
 }
 
-const MOVES = { window: "the window", picture: "the picture in it", both: "both" };
+const MOVES = { both: "the patch with what it shows", window: "only its frame", picture: "only what it shows" };
 
 export function PatchControls({ page }) {
   const { setup, state } = page;
@@ -201,26 +201,32 @@ export function OverlayControls({ page }) {
 function WhySmall({ page }) {
   const { attention } = page.cells;
   const most = Math.max(...attention);
+  const isPoint = most > 0.3;
+  const point =
+    "One place is enough to tell the class, and training asks for no more; so the map is a point, not an outline, and " +
+    "its box holds a part of the object only. Y, what each place says, covers more.";
+  const spread = "The map has no outline to follow: its box surrounds whatever is bright enough, object or not.";
   return html`<details class="why">
-    <summary>Why are boxes of A and A·Y so small?</summary>
+    <summary>Why are boxes of A and A·Y so ${isPoint ? "small" : "vague"}?</summary>
     <p>
-      Here ${percent(most)} of the attention lies on one of ${attention.length} places. One place is enough to tell the
-      class, and training asks for no more; so the map is a point, not an outline, and its box holds a part of the
-      object only. Y, what each place says, covers more.
+      Here ${percent(most)} of the attention lies on the strongest of ${attention.length} places.
+      ${isPoint ? point : spread}
     </p>
   </details>`;
 }
 
 export function Foot({ page }) {
   const { setup, state } = page;
+  const [note, setNote] = useState(""); // beside the button: the page's top may be out of sight
+  useEffect(() => setNote(""), [state]);
   const text = () => JSON.stringify(state);
   const link = async () => {
     const url = linkTo(text());
     try {
       await navigator.clipboard.writeText(url);
-      page.tell("The link to this state is copied.");
+      setNote("The link to this state is copied.");
     } catch {
-      page.tell(url);
+      setNote(url);
     }
   };
   return html`<div class="foot" role="group" aria-label="Save and load">
@@ -237,6 +243,7 @@ export function Foot({ page }) {
       take=${async (file) => page.send({ name: file.name, text: await file.text() })}
     />
     <button class="saol-link" onClick=${link}>Copy link</button>
+    <span class="saol-note" role="status">${note}</span>
   </div>`;
 }
 

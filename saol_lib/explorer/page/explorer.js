@@ -18,7 +18,7 @@ function Explorer({ model, gate, id }) {
   const shown = useTraits(model, TRAITS);
   const [, redraw] = useReducer((times) => times + 1, 0);
   const [cell, setCell] = useState(null);
-  const [moves, setMoves] = useState("window");
+  const [moves, setMoves] = useState("both");
   const [tour, setTour] = useState("offered");
   const [note, tell] = useState("");
   const cells = useMemo(() => readCells(shown.cells), [shown.cells]);

@@ -6,14 +6,15 @@ function bytesOf(view) {
   return new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
 }
 
-// A map's steps (0 to 255) as RGBA: the palette's colour, and with `fading` the strength as opacity.
+// A map's steps (0 to 255) as RGBA: the palette's colour, and with `fading` the root of the strength as opacity, so
+// that weak places can be seen, too.
 export function coloured(steps, palette, fading) {
   const strengths = bytesOf(steps);
   const colours = bytesOf(palette);
   const pixels = new Uint8ClampedArray(4 * strengths.length);
   strengths.forEach((step, i) => {
     pixels.set(colours.subarray(3 * step, 3 * step + 3), 4 * i);
-    pixels[4 * i + 3] = fading ? step : 255;
+    pixels[4 * i + 3] = fading ? Math.round(Math.sqrt(255 * step)) : 255;
   });
   return pixels;
 }

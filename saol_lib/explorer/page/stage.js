@@ -4,7 +4,7 @@ import { cut, dragged, placed, sameBox } from "./geometry.js";
 import { cellAt, cellBox, peak, ramp, stepCell } from "./maps.js";
 import { PixelMap, Png, Radio } from "./parts.js";
 import { html, useRef, useState } from "./vendor/preact-htm.js";
-import { OVERLAYS, className, placeSentence, rounded } from "./words.js";
+import { OVERLAYS, className, placeSentence, rounded, where } from "./words.js";
 
 const CORNERS = { nw: [0, 0], ne: [100, 0], sw: [0, 100], se: [100, 100] };
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -21,6 +21,10 @@ export function Stage({ page }) {
   const pick = (event) => {
     if (cells) page.setCell(locate(event));
   };
+  const hover = (event) => {
+    if (!cells || event.pointerType !== "mouse") return;
+    setOver(event.buttons ? null : locate(event)); // while something is dragged, no place is meant
+  };
   const looked = over ?? page.cell ?? (cells && peak(cells.attention));
 
   return html`<div class="scene">
@@ -28,7 +32,7 @@ export function Stage({ page }) {
       class="stage saol-stage"
       ref=${root}
       onClick=${pick}
-      onPointerMove=${(event) => cells && event.pointerType === "mouse" && setOver(locate(event))}
+      onPointerMove=${hover}
       onPointerLeave=${() => setOver(null)}
     >
       <${Png} class="below" bytes=${shown.pictures.base.png} />
@@ -46,6 +50,15 @@ export function Stage({ page }) {
       }
       <${Boxes} page=${page} />
       <${Patch} page=${page} root=${root} pick=${pick} />
+      ${
+        page.cell !== null &&
+        page.cell !== looked &&
+        html`<div
+          class="frame cell marked saol-kept"
+          aria-hidden="true"
+          style=${placed(cellBox(cells, page.cell, setup.size), setup.size)}
+        ></div>`
+      }
       ${cells && html`<${Cell} page=${page} i=${looked} marked=${over !== null || page.cell !== null} />`}
     </div>
     <${Legend} page=${page} />
@@ -140,8 +153,6 @@ function Patch({ page, root, pick }) {
 
 function Cell({ page, i, marked }) {
   const { setup, cells } = page;
-  const row = Math.floor(i / cells.columns) + 1;
-  const column = (i % cells.columns) + 1;
   const key = (event) => {
     const step = ARROWS[event.key];
     if (!step) return;
@@ -155,7 +166,7 @@ function Cell({ page, i, marked }) {
     tabindex="0"
     role="group"
     aria-roledescription="place of the map"
-    aria-label=${`Place in row ${row}, column ${column}. Arrow keys choose another.`}
+    aria-label=${`Place in ${where(cells, i)}. Arrow keys choose another.`}
     onKeyDown=${key}
   ></div>`;
 }

@@ -71,7 +71,7 @@ export function patchSentence(box, size, held) {
 
 export function boxSentence(numbers, overlay) {
   if (overlay === "none") return "No box: no map lies over the picture.";
-  if (!numbers.box) return "No box.";
+  if (!numbers.box) return overlay === "mask" ? "No box: nothing is pasted." : "No box.";
   const found = "Box above the threshold";
   if (numbers.iou === null) return `${found}; no true box of this class is here.`;
   const truth = overlay === "mask" ? "the patch" : "the true box (dashed)";
@@ -81,13 +81,17 @@ export function boxSentence(numbers, overlay) {
 export function pieceSentence(cells, chosen) {
   if (chosen === null) return "Click a place in the picture to see what it adds.";
   const [looks, says, adds] = [cells.attention, cells.votes, cells.together].map((values) => percent(values[chosen]));
-  return `This place: A ${looks} × Y ${says} = ${adds}.`;
+  return `The place in ${where(cells, chosen)}: A ${looks} × Y ${says} = ${adds}.`;
 }
 
 export function placeSentence(cells, i, classes, isChosen) {
-  const row = Math.floor(i / cells.columns) + 1;
-  const column = (i % cells.columns) + 1;
-  const place = `${isChosen ? "Row" : "It looks most at row"} ${row}, column ${column}`;
+  const place = isChosen ? `In ${where(cells, i)}` : `It looks most at ${where(cells, i)}`;
   const says = className(classes, cells.classes[i]);
   return `${place}: A ${percent(cells.attention[i])}, says “${says}” with ${percent(cells.most[i])}`;
+}
+
+export function where(cells, i) {
+  const row = Math.floor(i / cells.columns) + 1;
+  const column = (i % cells.columns) + 1;
+  return `row ${row}, column ${column}`;
 }
