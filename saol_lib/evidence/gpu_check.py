@@ -22,6 +22,7 @@ import torch
 
 from saol_lib.evidence import made_data
 from saol_lib.evidence.cost import seconds_of
+from saol_lib.evidence.forecast import IMAGES
 from saol_lib.training import RunConfig, read_runs, train, write_whole
 from saol_lib.training.loop import Trainer
 from saol_lib.training.profiles import experiments
@@ -33,6 +34,7 @@ EACH = {"cifar10": 1200, "imagenet": 300}  # made images of a file or class
 TINY = RunConfig(arm=FULLEST, train_images=200, epochs=2, backbone="resnet-8-8", batch_size=40, lr=0.05)
 LONG = replace(TINY, epochs=60, eval_every=0, checkpoint_minutes=0.001)
 TOLERANCE = 0.02  # of the first losses of the tiny run, relative: two devices round in different orders
+FAILED = "**Failed.**"
 NO_GPU = "There is no CUDA here: nothing was run, and nothing is claimed. results/gpu stays as it is."
 
 
@@ -54,10 +56,6 @@ def measure(config: RunConfig, results: Path, most: int = 30) -> Speed:
     steps = min(trainer.steps, most)
     on_gpu = trainer.device.type == "cuda"
     batch = next(trainer.train_batches.epoch(config.batch_size, config.seed, 0))
-    for step in range(2):  # algorithms are chosen, code is compiled
-        trainer.step(0, step, *batch)
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
 
     def resident() -> None:
         for step in range(steps):
@@ -68,6 +66,9 @@ def measure(config: RunConfig, results: Path, most: int = 30) -> Speed:
         for step in range(steps):
             trainer.step(0, step, *next(passing))
 
+    resident()  # algorithms are chosen, for every size that a second pass will have; code is compiled
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
     bare = seconds_of(resident)
     whole = seconds_of(epoch)
     gigabytes = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0
@@ -75,21 +76,30 @@ def measure(config: RunConfig, results: Path, most: int = 30) -> Speed:
 
 
 def shown_configs(data_dir: Path, names: Sequence[str] = SHOWN) -> dict[str, RunConfig]:
-    """The fullest arm of some of the profile's experiments, for one epoch of made data."""
+    """The fullest arm of some of the profile's experiments, in the order of their names, on made data."""
+    files = {path.stem: path for path in experiments("paper")}
     found = {}
-    for path in experiments("paper"):
-        if path.stem in names:
-            config = next(config for config in read_runs(path)[0] if config.arm == FULLEST)
-            workers = len(os.sched_getaffinity(0)) if config.dataset == "imagenet" else 0
-            found[path.stem] = replace(config, data_dir=str(data_dir), epochs=1, workers=workers)
+    for name in names:
+        config = next(config for config in read_runs(files[name])[0] if config.arm == FULLEST)
+        workers = len(os.sched_getaffinity(0)) if config.dataset == "imagenet" else 0
+        found[name] = replace(config, data_dir=str(data_dir), workers=workers)
     return found
 
 
 def speeds(configs: dict[str, RunConfig], folder: Path, most: int = 30) -> list[str]:
     """A line for each experiment, then the first of them in each precision."""
-    lines = ["| experiment, arm | precision | images a second | GB | the GPU waits |", "|---|---|---|---|---|"]
+    columns = [
+        "experiment, arm",
+        "precision",
+        "images a second",
+        "GB",
+        "the GPU waits",
+        "hours a run, without evaluation",
+    ]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, config in configs.items():
-        lines.append(_speed_line(name, config.autocast, measure(config, folder / name, most)))
+        speed = measure(replace(config, epochs=1), folder / name, most)
+        lines.append(_speed_line(name, config.autocast, speed, config))
 
     name, config = next(iter(configs.items()))
     precisions = {
@@ -99,14 +109,24 @@ def speeds(configs: dict[str, RunConfig], folder: Path, most: int = 30) -> list[
         "float32, compiled": {"autocast": "none", "compile": True},
     }
     for words, changes in precisions.items():
-        changed = replace(config, **changes)
-        lines.append(_speed_line(name, words, measure(changed, folder / words, most)))
+        changed = replace(config, epochs=1, **changes)
+        lines.append(_speed_line(name, words, measure(changed, folder / words, most), config))
     return lines
 
 
-def _speed_line(name: str, precision: str, speed: Speed) -> str:
-    cells = [f"{name}, {FULLEST}", precision, f"{speed.images_per_second:,.0f}", f"{speed.gigabytes:.1f}"]
-    return f"| {' | '.join([*cells, f'{speed.waiting:.0%}'])} |"
+def _speed_line(name: str, precision: str, speed: Speed, config: RunConfig) -> str:
+    """config: the experiment's, whose epochs on the true data would take that many hours, evaluations apart."""
+    images, _ = IMAGES[config.dataset]
+    hours = config.epochs * images / speed.images_per_second / 3600
+    cells = [
+        f"{name}, {FULLEST}",
+        precision,
+        f"{speed.images_per_second:,.0f}",
+        f"{speed.gigabytes:.1f}",
+        f"{speed.waiting:.0%}",
+        f"{hours:,.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def one_and_all(folder: Path, count: int) -> str:
@@ -197,20 +217,41 @@ def main(results: Path = RESULTS) -> None:
         print(NO_GPU)
         return
     began = time.perf_counter()
-    lines = [tests_for_gpus(), ""]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data_dir = folder / "data"
-        for kind, each in EACH.items():
-            made_data.make_data(data_dir, (kind,), each)
-        with made_data.trusted(data_dir):
-            lines += [*speeds(shown_configs(data_dir), folder), ""]
-        lines += [beside_the_cpu(folder / "beside"), "", one_and_all(folder / "several", torch.cuda.device_count()), ""]
-        lines.append(killed_and_resumed(folder / "killed"))
-    text = page(lines, torch.cuda.get_device_name(), time.perf_counter() - began)
+        checks = {
+            "the tests that need a GPU": tests_for_gpus,
+            "beside the CPU": lambda: beside_the_cpu(folder / "beside"),
+            "several GPUs": lambda: one_and_all(folder / "several", torch.cuda.device_count()),
+            "killed and resumed": lambda: killed_and_resumed(folder / "killed"),
+            "speeds": lambda: _all_speeds(folder),
+        }
+        told = {name: _tried(name, check) for name, check in checks.items()}
+    lines = [line for part in told.values() for line in (part, "")]
+    text = page(lines[:-1], torch.cuda.get_device_name(), time.perf_counter() - began)
     (results / "gpu").mkdir(parents=True, exist_ok=True)
     write_whole(results / "gpu" / "README.md", text.encode())
     print(text)
+    failed = [name for name, part in told.items() if part.startswith(FAILED)]
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; results/gpu/README.md says how")
+
+
+def _tried(name: str, check: Callable[[], str]) -> str:
+    """What a check says; where it fails, that: one failure does not take the others' results away."""
+    try:
+        return check()
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        return f"{FAILED} {name}: {type(error).__name__}: {reason}"
+
+
+def _all_speeds(folder: Path) -> str:
+    data_dir = folder / "data"
+    for kind, each in EACH.items():
+        made_data.make_data(data_dir, (kind,), each)
+    with made_data.trusted(data_dir):
+        return "\n".join(speeds(shown_configs(data_dir), folder))
 
 
 if __name__ == "__main__":  # processes import this file

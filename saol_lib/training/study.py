@@ -3,9 +3,9 @@
 From a shell: `python -m saol_lib.training study --profile pilot --data DIR` trains what notebooks/profiles/pilot names.
 """
 
+import gc
 import logging
 import multiprocessing
-import os
 import re
 import sys
 import threading
@@ -51,11 +51,12 @@ def run_study(
     progress: bool = True,
     in_order: bool = False,
     per_gpu: int = 1,
+    wait_for_others: bool = True,
 ) -> list[Run]:
     """Train every config, longest first, and return their runs in the order given; finished ones are only read.
 
     A config whose `start` is among the configs waits for that one, and for no other. A run that another process trains
-    is waited for.
+    is waited for, unless `wait_for_others` is False: then it is left to that process, and missing in what is returned.
 
     executor: any `concurrent.futures.Executor`, Dask's `Client.get_executor()` say; None: one process a core, or a GPU,
     each with one thread. Runs in threads of one process take turns: torch has one random generator a process. A run
@@ -83,8 +84,9 @@ def run_study(
     missing = {name: config for name, config in by_id.items() if name not in done}
     if missing:
         with _pool(missing, executor, per_gpu) as pool:
-            done |= _Study(missing, results, pool, progress, in_order).train()
-    return [done[run_id(config.identity())] for config in configs]
+            done |= _Study(missing, results, pool, progress, in_order, wait_for_others).train()
+    names = [run_id(config.identity()) for config in configs]
+    return [done[name] for name in names if name in done]
 
 
 def run_stages(
@@ -158,9 +160,16 @@ class _Study:
     """The missing runs of a study: which wait, which are under way, and how much is left."""
 
     def __init__(
-        self, missing: dict[str, RunConfig], results: Path, pool: Executor, progress: bool, in_order: bool
+        self,
+        missing: dict[str, RunConfig],
+        results: Path,
+        pool: Executor,
+        progress: bool,
+        in_order: bool,
+        wait_for_others: bool,
     ) -> None:
         self.configs, self.results, self.pool, self.progress = missing, results, pool, progress
+        self.wait_for_others = wait_for_others
         self.work = {name: _work(config) for name, config in missing.items()}
         self.waiting = list(missing) if in_order else sorted(missing, key=self.work.get, reverse=True)
         self.under_way: dict[Future, str] = {}
@@ -171,18 +180,26 @@ class _Study:
     def train(self) -> dict[str, Run]:
         """Train all of them; {id: run}."""
         try:
-            while self.waiting or self.under_way:
+            while (self.waiting or self.under_way) and not self._only_others_are_left():
                 self._submit()
                 self._collect()
         except BrokenProcessPool:
             raise RuntimeError(
-                f"a worker process died; finished runs and epochs are kept, start again to go on ({GUARD})"
+                "a worker process died, or its GPU was lost; finished runs and epochs are kept, start again to go on "
+                f"({GUARD})"
             ) from None
         except BaseException:
             for future in self.under_way:
                 future.cancel()
             raise
         return self.done
+
+    def _only_others_are_left(self) -> bool:
+        """Whether this study is not to wait, and nothing is left but what others train or what starts from that."""
+        if self.wait_for_others or self.under_way:
+            return False
+        left = self.waiting
+        return all(name in self.look_again or self.configs[name].start in left for name in left)
 
     def _submit(self) -> None:
         """Hand on every run that waits neither for the one it starts from nor for another process."""
@@ -233,7 +250,8 @@ class _Study:
 def train_one(config: RunConfig, results: Path) -> Run | None:
     """One run of a study, in a worker: what goes wrong with it is recorded and not raised.
 
-    None while another process trains it. A worker that was told to stop ends here and takes no other run.
+    None while another process trains it. A worker that was told to stop ends here and takes no other run; so does one
+    whose GPU fails, which would fail every other run as well.
     """
     try:
         with _one_at_a_time:
@@ -244,7 +262,12 @@ def train_one(config: RunConfig, results: Path) -> Run | None:
         raise
     except (Interrupted, KeyboardInterrupt):
         if workers.is_worker():
-            os._exit(workers.STOPPED)
+            workers.end(workers.STOPPED)
+        raise
+    except torch.AcceleratorError as error:
+        log.error("%s: the GPU cannot be used any more: %s", run_id(config.identity()), _first_line(error))
+        if workers.is_worker():
+            workers.end(workers.LOST)
         raise
     except NotANumber as error:  # `train` wrote the record
         return _failed(config, error)
@@ -252,6 +275,13 @@ def train_one(config: RunConfig, results: Path) -> Run | None:
         run = _failed(config, error)
         _record(run, results)
         return run
+    finally:
+        gc.collect()  # a trainer that has ended refers to itself, and keeps weights and decoding processes
+        torch.cuda.empty_cache()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def _failed(config: RunConfig, error: Exception) -> Run:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -11,6 +12,7 @@ from multiprocessing.context import BaseContext
 import torch
 
 STOPPED = 143  # the exit code of a worker that was told to stop
+LOST = 70  # of one whose GPU is of no use any more
 
 
 def local_pool(tasks: int, processes: int, on_gpus: bool = True, per_gpu: int = 1) -> ProcessPoolExecutor:
@@ -25,6 +27,16 @@ def local_pool(tasks: int, processes: int, on_gpus: bool = True, per_gpu: int = 
     context = worker_context()
     turn = context.Value("i", 0)
     return ProcessPoolExecutor(min(count, tasks), context, initializer=start_worker, initargs=(turn, parts))
+
+
+def decoders_each(processes: int, per_gpu: int) -> int:
+    """How many processes may decode images for each process that trains on GPUs: its share of the cores, less itself.
+
+    0 where there is no GPU: there every core trains.
+    """
+    parts = gpu_parts(processes)
+    training = max(1, len(parts) * per_gpu * processes)
+    return max(0, usable_cores() // training - 1) if parts else 0
 
 
 def usable_cores() -> int:
@@ -59,8 +71,14 @@ def worker_context() -> BaseContext:
 
 
 def start_worker(turn, parts: list[str]) -> None:
-    """Prepare a worker, before it touches CUDA: its GPUs, one thread, and who tells it to stop."""
+    """Prepare a worker, before it touches CUDA: its GPUs, one thread, and who tells it to stop.
+
+    What decodes images for it is forked from it, and so sees when the worker is gone. A child of the server of forks
+    would not, and would stay.
+    """
     torch.set_num_threads(1)
+    if sys.platform == "linux":
+        multiprocessing.set_start_method("fork", force=True)
     if parts:
         with turn.get_lock():
             index = turn.value
@@ -80,6 +98,13 @@ def _follow() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
     os._exit(STOPPED)
+
+
+def end(code: int) -> None:
+    """Leave this worker at once, with whatever decodes images for it."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+    os._exit(code)
 
 
 def is_worker() -> bool:

@@ -1,6 +1,8 @@
 """The paper profile: exactly the runs that the claims read, one recipe a network, heads that say it all."""
 
+import argparse
 import re
+import shlex
 from collections import defaultdict
 from dataclasses import asdict
 from functools import cache
@@ -10,11 +12,12 @@ import run as notebooks
 import yaml
 
 from saol_lib.evidence import claims, configs_of, stages_of
+from saol_lib.training import __main__ as shell
 from saol_lib.training.profiles import experiments, read_runs, study_configs
 from saol_lib.training.runs import RESULTS, ROOT, Run, run_id
 
 PROFILE = ROOT / "notebooks" / "profiles" / "paper"
-HEAD = ("NEVER run.", "For: ", "# Counted by make dryrun: ", "# One GPU", "PROCESSES=8", "# Slurm: sbatch ")
+HEAD = ("NEVER run.", "For: ", "# Counted by make dryrun: ", "# One GPU", "# Slurm: sbatch ")
 HEAD += ("# Then its notebooks, from the finished runs: make replicate PROFILE=paper ONLY=",)
 RECIPE = ("epochs", "batch_size", "lr", "schedule", "milestones", "gamma", "warmup_epochs", "weight_decay", "decay")
 RECIPE += ("clip_norm", "momentum", "accumulate", "autocast", "cutmix_probability", "cutmix_alpha", "eval_split", "pad")
@@ -117,6 +120,24 @@ def test_heads_say_what_where_from_and_how():
         assert head.count(f"ONLY={path.stem} ") == 2 and f"slurm.sh {path.stem} DIR" in head
         assert re.search(r"(Given|inferred|Inferred|ours|Ours|recipe is that of)", head), path.name
         assert max(map(len, text.splitlines())) <= 132, path.name
+
+
+def test_what_would_be_another_run_over_several_gpus_is_refused():
+    options = argparse.Namespace(processes=8, workers=None, per_gpu=1)
+    (first, *_) = runs_of("cifar10-shakedrop")
+    with pytest.raises(ValueError, match="processes=8: pyramidnet-bn-shakedrop-200-240 draws in every process"):
+        shell._placed(first, options)
+    (first, *_) = runs_of("cifar10-wrn")
+    assert shell._placed(first, options).processes == 8
+    assert shell._placed(first, argparse.Namespace(processes=None, workers=3, per_gpu=1)).workers == 3
+
+
+def test_the_job_for_slurm_asks_for_what_the_command_takes():
+    text = (PROFILE / "slurm.sh").read_text()
+    assert "--signal=B:TERM@" in text, "the batch shell alone hands the signal on"
+    words = re.search(r"-m saol_lib.training study (.*) \"\$\{@:3\}\"", text)[1]
+    options = shell._study_options().parse_args(shlex.split(words.replace("$1", "cifar10-wrn").replace("$2", "DIR")))
+    assert options.leave and (options.profile, options.only, options.data) == ("paper", "cifar10-wrn", "DIR")
 
 
 def test_one_experiment_is_named_and_changed_from_a_shell():

@@ -1,6 +1,7 @@
 """Studies on every kind of executor: order, failures recorded, killed at any point and continued."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ import yaml
 from filelock import FileLock
 from processes import ENVIRONMENT
 
+from saol_lib.evidence import made_data
 from saol_lib.training import (
     Run,
     RunConfig,
@@ -153,6 +155,7 @@ def started(monkeypatch, gpus, processes, workers_started):
     for _ in range(workers_started):
         with monkeypatch.context() as patch:
             patch.setenv("CUDA_VISIBLE_DEVICES", "none yet")
+            patch.setattr(multiprocessing, "set_start_method", lambda *_, **__: None)  # of the tests' own process
             workers.start_worker(turn, parts)
             seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
     return seen
@@ -181,6 +184,17 @@ def test_there_are_as_many_workers_as_parts_or_cores(monkeypatch):
     assert [count(8, 10, 4), count(8, 1, 4), count(2, 10, 4), count(0, 10, 4), count(0, 10, 1)] == [2, 1, 1, 1, 6]
     assert count(8, 10, 1, on_gpus=False) == 6
     assert [count(2, 30, 1, per_gpu=7), count(2, 5, 1, per_gpu=7), count(0, 30, 1, per_gpu=7)] == [14, 5, 6]
+
+
+def test_cores_that_are_left_decode(monkeypatch):
+    def each(gpus, cores, processes=1, per_gpu=1):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(workers, "usable_cores", lambda: cores)
+        return workers.decoders_each(processes, per_gpu)
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [each(8, 96), each(8, 96, processes=8), each(1, 12), each(2, 16, per_gpu=4)] == [11, 11, 11, 1]
+    assert [each(8, 4), each(0, 64)] == [0, 0]
 
 
 def test_no_run_on_a_gpu_is_no_number(tmp_path):
@@ -237,6 +251,35 @@ def test_a_run_that_another_study_trains_is_waited_for(tmp_path, monkeypatch, ca
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{name} is being trained by another process; waiting for it"
     assert sum("waiting" in line for line in lines) == 1
+
+
+def test_a_study_that_does_not_wait_leaves_to_others_what_they_train(tmp_path, monkeypatch):
+    """And what starts from that; whatever is free is trained first."""
+    monkeypatch.setattr(study, "POLL", 0.05)
+    theirs, free = RunConfig(**TINY), RunConfig(seed=1, **TINY)
+    name = run_id(theirs.identity())
+    tuned = RunConfig(arm="saol", start=name, **TINY)
+    folder = tmp_path / "checkpoints" / name
+    folder.mkdir(parents=True)
+    with FileLock(folder / "lock"):
+        found = run_study([theirs, tuned, free], tmp_path, Direct(), progress=False, wait_for_others=False)
+    assert [run.id for run in found] == [run_id(free.identity())]
+
+
+def test_a_lost_gpu_fails_no_run_after_another(tmp_path, monkeypatch, caplog):
+    """A worker ends, so that the study does; elsewhere the error comes through. No run is recorded as failed."""
+
+    def broken(config, results, progress):
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered\nCompile with more")
+
+    config, codes = RunConfig(**TINY), []
+    monkeypatch.setattr(study, "train", broken)
+    monkeypatch.setattr(workers, "is_worker", lambda: True)
+    monkeypatch.setattr(workers, "end", codes.append)
+    with pytest.raises(torch.AcceleratorError):
+        train_one(config, tmp_path)
+    assert codes == [workers.LOST] and load_runs(tmp_path) == []
+    assert f"{run_id(config.identity())}: the GPU cannot be used any more: CUDA error: device-side" in caplog.text
 
 
 @pytest.mark.faults
@@ -662,7 +705,7 @@ def test_terminated_and_continued(tmp_path, monkeypatch):
 def test_a_killed_worker_is_one_sentence(tmp_path, monkeypatch):
     process, workers = begin(tmp_path)
     os.kill(workers[0], signal.SIGKILL)
-    assert last_words(process).startswith("a worker process died; finished runs")
+    assert last_words(process).startswith("a worker process died, or its GPU was lost; finished runs")
     assert gone(workers, 100)
     go_on(tmp_path, monkeypatch)
 
@@ -675,3 +718,22 @@ def test_workers_of_a_killed_study_stop_by_themselves(tmp_path, monkeypatch):
     process.wait()
     assert gone(workers, 100)
     go_on(tmp_path, monkeypatch)
+
+
+@linux
+@pytest.mark.faults
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_what_decodes_images_ends_with_the_study(tmp_path, how):
+    """Streamed data: a run's decoding processes see that it is gone, and hold neither memory nor a terminal."""
+    made_data.make_data(tmp_path / "data", ("imagenet",), 40)
+    values = TINY | {"train_images": None, "epochs": 1000, "eval_every": 0, "batch_size": 20}
+    streamed = {"dataset": "imagenet", "image_size": 32, "device": "cpu", "data_dir": str(tmp_path / "data")}
+    profile(tmp_path, arms=["gap_fc"], seeds=[0, 1], **values, **streamed)
+    process = shell(tmp_path, "--workers", "1")
+    under_way(tmp_path / "results" / "tiny", process)
+    workers = workers_of(process.pid)
+    decoders = [pid for worker in workers for pid in children(worker)]
+    assert len(workers) == 2 <= len(decoders)
+    process.send_signal(how)
+    process.communicate(timeout=LONG)
+    assert gone([*workers, *decoders], 100)
