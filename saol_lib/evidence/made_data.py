@@ -25,7 +25,7 @@ from saol_lib.evidence import made_data
 made_data.trust(pathlib.Path({root!r}))
 """
 SIZE = (500, 375)  # width and height of the made photographs, as ImageNet's usually have them
-BOX = (40, 30, 180, 150)  # x0, y0, x1, y1 of what is in them
+BOX = (90, 60, 370, 290)  # x0, y0, x1, y1 of what is in them
 XML = (
     "<annotation><size><width>{}</width><height>{}</height></size><object><name>{}</name><bndbox>"
     "<xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object></annotation>"

@@ -115,7 +115,7 @@ def test_settings_that_differ_in_many_fields_are_told_in_words(tmp_path):
     save_run(tmp_path, Run(configs[0].identity(), {"top1_saol_last": 60.0}, [], {}, "finished"))
     table = progress(configs, tmp_path)
     assert table.index.tolist() == [
-        ("resnet-8", "as most", "SAOL"),
+        ("resnet-8", "nothing changed", "SAOL"),
         ("resnet-8", "blocks 1", "SAOL"),
         ("resnet-8", "kernel_size 1", "SAOL"),
         ("resnet-8", "logit_width 10", "SAOL"),
